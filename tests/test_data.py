@@ -1,0 +1,402 @@
+"""COCO-format data sets: what is refused and how, odd images, the augmentation, and a stream that restarts and workers cannot change."""
+import copy, io, pickle
+from collections import Counter
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_api
+import mimdet.data as data # as a module: pytest takes names that begin with test for tests
+from mimdet.core import MimdetError, project_root, write_json, write_text
+
+SIZES = [(64, 48), (48, 64), (64, 48), (50, 50), (64, 40), (40, 64), (64, 48)]
+
+def packed(mask):
+    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=rle['size'], counts=rle['counts'].decode())
+
+def blob(width, height):
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[10:30, 5:25] = 1
+    return mask
+
+def make(folder, sizes=SIZES):
+    "A data set of one polygon, one mask and one crowd region per image but the last, which is empty."
+    (folder/'images').mkdir()
+    coco = dict(images=[], annotations=[], categories=[dict(id=9, name='disc'), dict(id=3, name='box')])
+    for n, (width, height) in enumerate(sizes, 1):
+        noise = np.random.default_rng(n).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder/f'images/{n}.png')
+        coco['images'].append(dict(id=n*10, file_name=f'{n}.png', width=width, height=height))
+        if n == len(sizes): continue
+        common = dict(image_id=n*10, area=100, iscrowd=0)
+        coco['annotations'] += [common | dict(id=3*n, category_id=3, bbox=[20, 5, 15, 20], segmentation=[[20, 5, 35, 5, 35, 25, 20, 25]]),
+                                common | dict(id=3*n+1, category_id=9, bbox=[5, 10, 20, 20], segmentation=packed(blob(width, height))),
+                                common | dict(id=3*n+2, category_id=9, bbox=[0, 0, width, 2], segmentation=dict(size=[height, width], counts=[0, 2] + [height - 2, 2]*(width - 1) + [height - 2]), iscrowd=1)]
+    write_json(folder/'a.json', coco)
+    return coco
+
+@pytest.fixture
+def toy(tmp_path): return make(tmp_path)
+
+@pytest.fixture
+def records(tmp_path, toy): return data.register(f'toy {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+
+def check(tmp_path, coco, **options):
+    write_json(tmp_path/'b.json', coco) if not isinstance(coco, str) else write_text(tmp_path/'b.json', coco)
+    return data.check_dataset(tmp_path/'b.json', tmp_path/'images', **options)
+
+def test_a_good_one_passes(tmp_path, toy):
+    summary = check(tmp_path, toy, decode=True)
+    assert {k: summary[k] for k in ('images', 'annotations', 'categories', 'crowd', 'empty_images', 'flat_boxes', 'masks')} == dict(
+        images=7, annotations=18, categories=['box', 'disc'], crowd=6, empty_images=1, flat_boxes=0, masks=True)
+
+# Bad input: (what to put where, what the complaint says)
+A, I, C = 'annotations', 'images', 'categories'
+BAD = [
+    ((A,), None, "no list 'annotations'"), ((I,), None, "no list 'images'"), ((C,), None, "no list 'categories'"), ((I,), {}, "no list 'images'"),
+    ((I,), [], "'images' is empty"), ((C,), [], "'categories' is empty"), ((A, 0), 7, r'annotations\[0\] is not an object'),
+    *[((A, 0, key), None, f"has no '{key}'") for key in ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')],
+    *[((I, 1, key), None, rf"images\[1\].*has no '{key}'") for key in ('id', 'file_name', 'width', 'height')],
+    *[((C, 1, key), None, rf"categories\[1\].*has no '{key}'") for key in ('id', 'name')],
+    ((I, 1, 'id'), 10, 'id 10 is there twice'), ((A, 1, 'id'), 3, 'id 3 is there twice'), ((C, 1, 'id'), 9, 'id 9 is there twice'),
+    ((I, 1, 'id'), 'b', "id 'b' is not a whole number"), ((A, 0, 'id'), 0, 'annotation 0: .*number annotations from 1'),
+    ((I, 1, 'width'), 0, 'image 20: width and height'), ((I, 1, 'height'), 4.5, 'image 20: width and height'), ((I, 1, 'file_name'), 5, 'image 20: file_name'),
+    ((A, 0, 'image_id'), 99, 'annotation 3: image_id 99 is not among the images'), ((A, 0, 'category_id'), 4, r'annotation 3: unknown category_id 4; categories has \[3, 9\]'),
+    ((A, 0, 'iscrowd'), 2, 'annotation 3: iscrowd 2'), ((A, 0, 'iscrowd'), 'no', 'annotation 3: iscrowd'), ((A, 0, 'ignore'), 1, '"ignore"'), ((A, 0, 'area'), 'large', 'area'), ((A, 0, 'area'), -3, 'area'),
+    *[((A, 0, 'bbox'), box, r'annotation 3 \(image 10\): bbox .*' + says) for box, says in (
+        ([50, 5, 20, 20], 'outside its image of 64x48'), ([-5, 5, 20, 20], 'outside'), ([5, 30, 20, 25], 'outside'), ([5, -2, 20, 20], 'outside'), ([5, 5, -3, 4], 'negative side'),
+        ([5, 5, 4], 'four finite numbers'), ([], 'four finite numbers'), ([5, 5, '4', 4], 'four finite numbers'), ('5544', 'four finite numbers'), ([5, 5, True, 4], 'four finite'))],
+    *[((A, 0, 'segmentation'), mask, r'annotation 3 \(image 10\): segmentation: .*' + says) for mask, says in (
+        ([[1, 2, 3, 4, 5]], 'not a list x1, y1'), ([[1, 2, 3, 4]], 'three points'), ([], 'three points'), (None, 'neither'), ([[1, 2, 'x', 4, 5, 6]], 'not a list x1, y1'), ([5, 6, 7, 8, 9, 10], 'not a list'),
+        ('mask', 'neither'), (dict(size=[48, 64]), 'neither'), (packed(blob(48, 64)), r'has size \[64, 48\], its image \[48, 64\]'), (dict(size=[48, 64], counts=[5, 5]), 'do not add up'),
+        (dict(size=[48, 64], counts='zz'), 'damaged'), (dict(size=[48, 64], counts=packed(blob(64, 48))['counts'][:-3]), 'damaged'), (dict(size=[48, 64], counts='x\n'), 'damaged'), (dict(size=[48, 64], counts=None), 'damaged'), (packed(blob(64, 50)) | dict(size=[48, 64]), 'do not add up'), (dict(size=[48, 64], counts=7), 'damaged'), (dict(size=[48, 64], counts=[48*64 + 5, -5]), 'do not add up'))],
+    ((I, 2, 'file_name'), 'missing.png', r'missing.png: no such image \(image 30\)'),
+]
+
+@pytest.mark.parametrize('place, value, complaint', BAD, ids=[f'{n}-{c[-30:]}' for n, (_, _, c) in enumerate(BAD)])
+def test_bad_annotations_are_refused(tmp_path, toy, place, value, complaint):
+    *path, last = place
+    target = toy
+    for key in path: target = target[key]
+    if value is None: del target[last]
+    else: target[last] = value
+    with pytest.raises(MimdetError, match=complaint) as e: check(tmp_path, toy)
+    assert '\n' not in str(e.value) and ('b.json' in str(e.value) or 'images' in str(e.value))
+
+@pytest.mark.parametrize('text, complaint', [('{"images": [', 'b.json is not JSON'), ('', 'is not JSON'), ('[]', "no list 'images'"), ('3', "no list 'images'")])
+def test_what_is_not_json_or_not_an_object(tmp_path, toy, text, complaint):
+    with pytest.raises(MimdetError, match=complaint): check(tmp_path, text)
+
+@pytest.mark.parametrize('value', ['NaN', 'Infinity', '1e999'])
+def test_numbers_that_are_not_finite(tmp_path, toy, value):
+    text = (tmp_path/'a.json').read_text().replace('"bbox": [\n    20,', f'"bbox": [\n    {value},', 1)
+    assert value in text
+    with pytest.raises(MimdetError, match='four finite numbers'): check(tmp_path, text)
+
+def test_missing_json_and_folder(tmp_path, toy):
+    with pytest.raises(MimdetError, match='no such file'): data.check_dataset(tmp_path/'c.json', tmp_path/'images')
+    with pytest.raises(MimdetError, match='is not a folder'): data.check_dataset(tmp_path/'a.json', tmp_path/'pictures')
+
+@pytest.mark.parametrize('box', [[-1, -1, 10, 10], [0, 0, 64.5, 48.9], [5.25, 5.5, 0, 10]], ids=str)
+def test_rounding_and_flat_boxes_pass(tmp_path, toy, box):
+    toy['annotations'][0]['bbox'] = box
+    assert check(tmp_path, toy)['flat_boxes'] == (box[2] == 0)
+
+def test_run_lengths_are_read_as_pycocotools_writes_them():
+    rng = np.random.default_rng(0)
+    for n in range(50):
+        mask = np.asfortranarray(rng.random((rng.integers(1, 90), rng.integers(1, 90))) < rng.random(), dtype=np.uint8)
+        flat = mask.ravel(order='F').astype(int)
+        edges = np.flatnonzero(np.diff(flat, prepend=0))
+        assert data._run_lengths(mask_api.encode(mask)['counts'].decode()) == np.diff(edges, prepend=0, append=flat.size).tolist()
+
+def test_short_polygons_beside_a_proper_one_pass(tmp_path, toy):
+    toy['annotations'][0]['segmentation'].append([1, 2, 3, 4])
+    check(tmp_path, toy)
+
+def test_a_data_set_of_boxes_alone(tmp_path, toy):
+    for a in toy['annotations']: del a['segmentation']
+    assert not check(tmp_path, toy)['masks']
+    info = data.register(f'boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    sample = data.TrainMapper(data.train_augmentation(), masks=info.masks)(info.records[0])
+    assert len(sample['instances']) == 2 and not sample['instances'].has('gt_masks')
+
+def test_decode_finds_truncated_images_and_wrong_sizes(tmp_path, toy):
+    path = tmp_path/'images/2.png'
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-800])
+    check(tmp_path, toy)
+    with pytest.raises(MimdetError, match='2.png cannot be read'): check(tmp_path, toy, decode=True)
+    Image.new('RGB', (20, 10)).save(path)
+    with pytest.raises(MimdetError, match='2.png is 20x10, its annotations .image 20. say 48x64'): check(tmp_path, toy, decode=True)
+
+def test_images_in_subfolders(tmp_path, toy):
+    (tmp_path/'images/sub').mkdir()
+    (tmp_path/'images/1.png').rename(tmp_path/'images/sub/1.png')
+    toy['images'][0]['file_name'] = 'sub/1.png'
+    check(tmp_path, toy, decode=True)
+
+# Which data set
+
+@pytest.mark.parametrize('spec, complaint', [('nothing', 'give annotations.json:images/'), ('', 'give'), (':', 'give'), ('a.json:', 'give'), ('{0}/c.json:{0}/images', 'c.json is not a file'),
+                                             ('{0}/a.json:{0}/pictures', 'pictures is not a folder'), ('coco_2017_val', 'instances_val2017.json is not a file: .*DETECTRON2_DATASETS')])
+def test_no_such_data_set(tmp_path, toy, monkeypatch, spec, complaint):
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    with pytest.raises(MimdetError, match=complaint): data.parse_dataset(spec.format(tmp_path))
+
+def test_coco_is_found_where_detectron2_looks(tmp_path, monkeypatch):
+    monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
+    (tmp_path/'coco/annotations').mkdir(parents=True); (tmp_path/'coco/train2017').mkdir()
+    (tmp_path/'coco/annotations/instances_train2017.json').write_text('{}')
+    assert data.parse_dataset('coco_2017_train') == (tmp_path/'coco/annotations/instances_train2017.json', tmp_path/'coco/train2017')
+
+def test_the_last_colon_counts(tmp_path):
+    folder = tmp_path/'a:b'; folder.mkdir(); (folder/'x.json').touch()
+    assert data.parse_dataset(f'{folder}/x.json:{tmp_path}') == (folder/'x.json', tmp_path)
+
+# Registration
+
+def test_ids_with_gaps_become_contiguous(tmp_path, toy):
+    info = data.register(f'gaps {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    assert (info.classes, info.category_ids) == (('box', 'disc'), (3, 9))
+    assert info.metadata.thing_dataset_id_to_contiguous_id == {3: 0, 9: 1} and info.metadata.evaluator_type == 'coco'
+    assert [a['category_id'] for a in info.records[0]['annotations']] == [0, 1, 1]
+    assert [r['image_id'] for r in info.records] == [10, 20, 30, 40, 50, 60, 70] and info.records[6]['annotations'] == []
+
+def test_registering_again(tmp_path, toy, monkeypatch):
+    name = f'again {tmp_path}'
+    info = data.register(name, tmp_path/'a.json', tmp_path/'images')
+    monkeypatch.chdir(tmp_path)
+    assert data.register(name, 'a.json', 'images').sha256 == info.sha256 # the same files by another path
+    with pytest.raises(MimdetError, match='another json_file'): data.register(name, _copy(tmp_path), tmp_path/'images')
+    toy['annotations'].pop(); write_json(tmp_path/'a.json', toy)
+    with pytest.raises(MimdetError, match='another sha256'): data.register(name, tmp_path/'a.json', tmp_path/'images')
+
+def _copy(folder):
+    (folder/'copy.json').write_bytes((folder/'a.json').read_bytes())
+    return folder/'copy.json'
+
+def test_a_bad_one_is_not_registered(tmp_path, toy):
+    toy['annotations'][0]['category_id'] = 5; write_json(tmp_path/'a.json', toy)
+    with pytest.raises(MimdetError, match='unknown category_id'): data.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    assert f'bad {tmp_path}' not in data.DatasetCatalog.list()
+
+# Images
+
+@pytest.mark.parametrize('mode, suffix', [('RGB', 'png'), ('RGB', 'jpg'), ('L', 'png'), ('L', 'jpg'), ('LA', 'png'), ('RGBA', 'png'), ('P', 'png'), ('P', 'gif'), ('1', 'png'), ('CMYK', 'jpg'), ('CMYK', 'tif'),
+                                          ('RGB', 'bmp'), ('RGB', 'webp')])
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
+    colour = Image.new('RGB', (30, 20), (200, 200, 200)).convert(mode)
+    colour.save(tmp_path/f'x.{suffix}')
+    image = data.read_image(tmp_path/f'x.{suffix}')
+    assert image.shape == (20, 30, 3) and image.dtype == np.uint8
+    assert mode in ('1', 'P') or np.abs(image.astype(int) - 200).max() < 12 # the others dither
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_turns_are_undone(tmp_path, orientation):
+    seen = np.zeros((24, 40, 3), dtype=np.uint8); seen[:8, :16] = 255 # as it should look: white at the top left
+    undo = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
+            6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1)}[orientation]
+    exif = Image.Exif(); exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(undo(seen))).save(tmp_path/'x.png', exif=exif)
+    assert (data.read_image(tmp_path/'x.png') == seen).all()
+
+@pytest.mark.parametrize('content', [b'', b'not an image', 'half jpg', 'half png'])
+def test_damaged_images(tmp_path, content):
+    if isinstance(content, str):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, 'jpeg' if 'jpg' in content else 'png')
+        whole = buffer.getvalue()
+        content = whole[:len(whole)//2]
+    (tmp_path/'x.img').write_bytes(content)
+    with pytest.raises(MimdetError, match='x.img cannot be read') as e: data.read_image(tmp_path/'x.img')
+    assert '\n' not in str(e.value)
+
+def test_missing_image_and_a_folder(tmp_path):
+    with pytest.raises(MimdetError, match='x.png: no such image'): data.read_image(tmp_path/'x.png')
+    with pytest.raises(MimdetError, match='cannot be read'): data.read_image(tmp_path)
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_damaged_image_stops_training_in_one_line(tmp_path, records, workers):
+    (tmp_path/'images/3.png').write_bytes(b'x')
+    loader = data.train_loader(records, data.TrainMapper([]), 2, 0, stop=10, workers=workers)
+    with pytest.raises(MimdetError) as e: list(loader)
+    assert '\n' not in str(e.value) and str(e.value).startswith(str(tmp_path/'images/3.png') + ' cannot be read')
+
+def test_an_image_of_another_size_than_annotated(tmp_path, records):
+    Image.new('RGB', (10, 10)).save(tmp_path/'images/1.png')
+    with pytest.raises(MimdetError, match='1.png has not the size'): data.TrainMapper([])(records[0])
+
+# Mapping
+
+CROP = dict(short_edges=(40, 50), size=(24, 40), prob=1)
+
+@pytest.mark.parametrize('options', [dict(), dict(short_edges=(32, 64)), dict(short_edges=(40,), crop=CROP), dict(crop=CROP, flip=False)], ids=str)
+def test_boxes_masks_and_images_stay_together(records, options):
+    mapper = data.TrainMapper(data.train_augmentation(**options))
+    np.random.seed(0)
+    for _ in range(20):
+        for record in records:
+            sample = mapper(record)
+            shape, found = tuple(sample['image'].shape[1:]), sample['instances']
+            assert found.image_size == shape and found.gt_masks.tensor.shape[1:] == shape and sample['image'].dtype == torch.uint8
+            assert len(found) <= 2 and found.gt_masks.tensor.dtype == torch.bool # the crowd region is left out
+            for box, mask in zip(found.gt_boxes.tensor, found.gt_masks.tensor):
+                rows, columns = torch.where(mask)
+                tight = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                assert (box - tight).abs().max() <= (0 if 'crop' in options else 1.5)
+
+def test_masks_follow_the_pixels(tmp_path):
+    "An object painted white stays where its mask says, through flip, resize and crop, for polygons and run lengths alike."
+    coco = make(tmp_path, [(64, 48)]*2)
+    white = np.zeros((48, 64, 3), dtype=np.uint8); white[5:25, 20:35] = 255; white[30:45, 40:60] = 255
+    mask = np.zeros((48, 64), dtype=np.uint8); mask[30:45, 40:60] = 1
+    Image.fromarray(white).save(tmp_path/'images/1.png')
+    coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[40, 30, 20, 15])
+    write_json(tmp_path/'a.json', coco)
+    record = data.register(f'white {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+    mapper = data.TrainMapper(data.train_augmentation(short_edges=(72, 96), crop=dict(short_edges=(96, 120), size=(70, 90), prob=0.7)))
+    np.random.seed(0)
+    for _ in range(30):
+        sample = mapper(record)
+        covered, bright = sample['instances'].gt_masks.tensor.any(0), sample['image'][0] > 127
+        assert (covered & bright).sum() >= 0.9*(covered | bright).sum()
+
+def test_whole_number_polygons_are_not_rounded_down(records):
+    record = copy.deepcopy(records[0])
+    record['annotations'] = [record['annotations'][0] | dict(segmentation=[[20, 5, 35, 5, 35, 25, 20, 25]])]
+    floats = copy.deepcopy(record)
+    floats['annotations'][0]['segmentation'] = [[float(v) for v in p] for p in record['annotations'][0]['segmentation']]
+    mapper = data.TrainMapper(data.train_augmentation(short_edges=(37,), flip=False))
+    assert torch.equal(mapper(record)['instances'].gt_masks.tensor, mapper(floats)['instances'].gt_masks.tensor)
+
+def test_crop_of_polygons_is_crop_of_masks():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        polygon = rng.uniform(0, 60, 10)
+        x, y = rng.integers(0, 30, 2)
+        crop = data._Crop(int(x), int(y), 30, 25)
+        shifted = crop.apply_polygons([polygon.reshape(-1, 2).copy()])[0].reshape(-1)
+        raster = lambda p, h, w: mask_api.decode(mask_api.frPyObjects([list(p)], h, w))[..., 0]
+        assert (raster(shifted, 25, 30) != raster(polygon, 60, 60)[y:y+25, x:x+30]).mean() < 0.02
+
+def test_records_are_not_changed_and_mapper_keeps_the_basics(records):
+    before = pickle.dumps(records)
+    sample = data.TrainMapper(data.train_augmentation(crop=CROP))(records[0])
+    assert pickle.dumps(records) == before
+    assert {'file_name', 'height', 'width', 'image_id', 'image', 'instances'} == set(sample) and (sample['height'], sample['width']) == (48, 64)
+
+def test_empty_images_train(records):
+    sample = data.TrainMapper(data.train_augmentation(short_edges=(32,), crop=CROP))(records[6])
+    assert len(sample['instances']) == 0 and sample['instances'].gt_boxes.tensor.shape == (0, 4) and sample['instances'].gt_masks.tensor.shape[0] == 0
+
+def test_odd_modes_are_mapped(tmp_path, records):
+    exif = Image.Exif(); exif[0x0112] = 6
+    Image.new('CMYK', (64, 48)).save(tmp_path/'images/1.jpg')
+    Image.new('RGBA', (64, 48)).save(tmp_path/'images/1b.png')
+    Image.new('L', (48, 64)).save(tmp_path/'images/1c.jpg', exif=exif)
+    for name in ('1.jpg', '1b.png', '1c.jpg'):
+        record = records[0] | dict(file_name=str(tmp_path/'images'/name))
+        assert data.TrainMapper([])(record)['image'].shape == (3, 48, 64) and data.TestMapper([])(record)['image'].shape == (3, 48, 64)
+
+def test_the_papers_augmentation_gives_its_sizes():
+    shorts, longs = set(), set()
+    augmentation = data.T.AugmentationList(data.train_augmentation(**data.PAPER_TRAIN))
+    np.random.seed(0)
+    for shape in ((480, 640), (427, 640), (640, 360), (500, 1400)):
+        for _ in range(60):
+            image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+            augmentation(image)
+            shorts.add(min(image.image.shape[:2])); longs.add(max(image.image.shape[:2]))
+    allowed = {480, 512, 544, 576, 608, 640, 736, 768, 800}
+    assert allowed <= shorts and not {672, 704} & shorts and max(longs) <= 1333 # below 480 only where the long edge is at its limit
+    for short_edge, max_size, shape, expected in ((800, 1333, (480, 640), (800, 1067)), (800, 1333, (300, 900), (444, 1333)), (None, 0, (30, 40), (30, 40))):
+        image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+        data.T.AugmentationList(data.test_augmentation(short_edge, max_size))(image)
+        assert image.image.shape[:2] == expected
+
+@pytest.mark.parametrize('change', [dict(short_edges=(40,)), dict(short_edges=(64,), max_size=70), dict(crop=CROP), dict(flip=False)], ids=str)
+def test_each_augmentation_option_does_something(records, change):
+    def images(options):
+        np.random.seed(0)
+        return [data.TrainMapper(data.train_augmentation(**options))(records[0])['image'] for _ in range(10)]
+    base = dict(short_edges=(64,)) if 'max_size' in change else {}
+    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(images(base), images(base | change)))
+
+# The stream
+
+def trace(loader): return [(s['draw'], s['image_id'], s['image'].sum().item(), s['image'].shape, s['instances'].gt_boxes.tensor.sum().item()) for batch in loader for s in batch]
+
+def options(records, **more):
+    return dict(records=records, mapper=data.TrainMapper(data.train_augmentation(short_edges=(32, 48), crop=dict(CROP, prob=0.5))), batch=4, seed=0, stop=9) | more
+
+@pytest.mark.parametrize('workers', [1, 2, 3])
+def test_the_stream_is_the_same_for_any_number_of_workers(records, workers):
+    np.random.seed(workers)
+    assert trace(data.train_loader(**options(records, workers=workers))) == trace(data.train_loader(**options(records)))
+
+@pytest.mark.parametrize('start', [0, 1, 4, 8, 9])
+def test_the_stream_is_the_same_after_a_restart(records, start):
+    assert trace(data.train_loader(**options(records, start=start, workers=start % 3))) == trace(data.train_loader(**options(records)))[4*start:]
+
+@pytest.mark.parametrize('world', [1, 2, 4])
+def test_the_shares_of_all_processes_are_the_whole(records, world):
+    whole = [trace([batch]) for batch in data.train_loader(**options(records))]
+    shares = [[trace([batch]) for batch in data.train_loader(**options(records, rank=rank, world=world))] for rank in range(world)]
+    for batch, *parts in zip(whole, *shares):
+        assert sum(parts, []) == batch and all(len(part) == 4//world for part in parts)
+
+def test_another_seed_gives_another_stream_and_draws_count_on(records):
+    one, other = (trace(data.train_loader(**options(records, seed=seed))) for seed in (0, 1))
+    assert [s[0] for s in one] == list(range(36)) and one != other
+
+def test_numpys_global_generator_is_left_alone(records):
+    stream = data.TrainingStream(records, data.TrainMapper(data.train_augmentation()), 4, 0)
+    np.random.seed(3); expected = np.random.rand()
+    np.random.seed(3); stream[7]
+    assert np.random.rand() == expected
+
+@pytest.mark.parametrize('wide, tall, batch', [(7, 0, 3), (0, 5, 8), (6, 4, 4), (30, 11, 8), (1, 1, 2), (1, 0, 16), (3, 2, 64), (100, 1, 8)])
+def test_batches_hold_one_shape_and_every_image_comes_equally_often(wide, tall, batch):
+    order = data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)
+    images, epochs = wide + tall, 2*batch
+    stream = np.array([order(k) for k in range(images*epochs)])
+    batches = stream.reshape(-1, batch)
+    assert ((batches < wide).all(1) | (batches >= wide).all(1)).all()
+    assert set(Counter(stream.tolist()).values()) == {epochs} and len(Counter(stream.tolist())) == images
+    for k in (0, 1, batch, images, images*epochs - 1, 10**7): assert order(k) == data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)(k)
+
+def test_landscape_and_portrait_do_not_mix(records):
+    for batch in data.train_loader(**options(records, batch=2, stop=20)):
+        assert len({s['width'] > s['height'] for s in batch}) == 1
+
+def test_the_stream_can_be_sent_to_another_process(records):
+    stream = data.TrainingStream(records, data.TrainMapper(data.train_augmentation(crop=CROP)), 4, 0)
+    stream[3]
+    assert torch.equal(pickle.loads(pickle.dumps(stream))[5]['image'], stream[5]['image'])
+
+@pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of the 2 processes'), (dict(batch=0), 'batch=0'), (dict(records=[]), 'no images')])
+def test_bad_loader_options(records, change, complaint):
+    with pytest.raises(MimdetError, match=complaint): data.train_loader(**options(records) | change)
+
+@pytest.mark.parametrize('world, batch, workers', [(1, 1, 0), (1, 3, 2), (3, 1, 0), (10, 2, 0)])
+def test_evaluation_sees_every_image_once(records, world, batch, workers):
+    seen = [[s['image_id'] for b in data.test_loader(records, data.TestMapper(data.test_augmentation(32)), batch, rank, world, workers) for s in b] for rank in range(world)]
+    assert sorted(sum(seen, [])) == [10, 20, 30, 40, 50, 60, 70]
+
+# Real photographs
+
+def test_coco_sample():
+    sample = project_root(__file__).parent/'shared/coco_sample'
+    if not sample.is_dir(): pytest.skip(f'skipped: the six photographs of COCO are not at {sample}')
+    info = data.register('coco_sample', *data.parse_dataset(f'{sample}/instances.json:{sample}/val2017'), decode=True)
+    assert len(info.classes) == 80 and info.category_ids[-1] == 90 and info.masks
+    crowds = [sum(a['iscrowd'] for a in r['annotations']) for r in info.records]
+    assert len(crowds) == 6 and sum(crowds) == 1
+    mapper = data.TrainMapper(data.train_augmentation(**data.PAPER_TRAIN))
+    for record, crowd in zip(info.records, crowds):
+        plain = data.TrainMapper([])(record)
+        assert len(plain['instances']) == len(record['annotations']) - crowd
+        with data.numpy_seed(0): sample = mapper(record)
+        assert max(sample['image'].shape) <= 1333 and sample['instances'].gt_masks.tensor.flatten(1).any(1).all()
