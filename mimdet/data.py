@@ -348,7 +348,7 @@ class TrainingStream(Dataset):
         with numpy_seed(seed_for('augment', self.seed, k)): sample = self.mapper(self.records[self.order(k)])
         return sample | dict(draw=k)
 
-# %% ../nbs/09_data.ipynb #40-cb270560
+# %% ../nbs/09_data.ipynb #40-7e53500c
 class _Loader(DataLoader):
     "A `DataLoader` that passes on a worker's complaint without the worker's traceback."
     def __iter__(self):
@@ -380,7 +380,8 @@ def train_loader(
     "The training stream from iteration `start` to `stop`: the same for any number of workers and after any restart."
     if not records: raise MimdetError('the data set has no images to train on')
     if batch < 1 or batch % world: raise MimdetError(f'{batch=} must be a multiple of the {world} processes')
-    return _Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world), collate_fn=list, num_workers=workers)
+    return _Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world), collate_fn=list, num_workers=workers,
+                   generator=torch.Generator()) # or it would draw from torch's own in the step that follows a restart
 
 class _Mapped(Dataset):
     "Records, mapped one by one."

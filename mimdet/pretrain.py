@@ -69,7 +69,7 @@ class Pretraining(nn.Module):
         device = self.mean.device
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)): return dict(loss=self.reconstruct(*batch).loss)
 
-# %% ../nbs/13_pretrain.ipynb #09-0ff96c84
+# %% ../nbs/13_pretrain.ipynb #09-e0eff2b0
 def pretrain(
     images,               # folder of images
     output,               # output folder
@@ -85,7 +85,7 @@ def pretrain(
     device:str='auto',    # cpu, cuda, ...
     workers:int=0,        # loading processes
     resume:bool=False,    # go on from the output folder's checkpoint
-)->dict:                  # path and SHA-256 of the weights, seconds, images a second, the network
+)->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, crops, device
     "Pre-train a masked autoencoder; writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."
     settings = {k: v for k, v in locals().items() if k not in ('images', 'output', 'device', 'workers', 'resume')}
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
@@ -102,7 +102,7 @@ def pretrain(
         config_hash([settings, [p.name for p in crops.paths]]))
     path, seconds = Path(output)/'mae_full.pth', time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
-    return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=steps*batch/seconds, model=model, crops=crops, device=device)
+    return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=steps*batch/seconds, settings=settings, model=model, crops=crops, device=device)
 
 def autoencoder(
     size:str, # tiny, small, base or large

@@ -6,11 +6,11 @@
 __all__ = ['SIZES', 'DESIGNS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD', 'PUBLISHED', 'Recipe', 'names', 'recipe', 'nearest',
            'to_config', 'config', 'override', 'parameter_count', 'mimdet_models']
 
-# %% ../nbs/11_recipes.ipynb #02-249ecab3
+# %% ../nbs/11_recipes.ipynb #02-f284e2a3
 import difflib
 from dataclasses import dataclass, fields, replace
 from omegaconf import DictConfig, OmegaConf
-from .core import MimdetError, command, datasets_dir, read_json
+from .core import MimdetError, command
 
 # %% ../nbs/11_recipes.ipynb #05-168d5191
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+# `make` lists the targets. Each does the set-up it needs, once.
+PYTHON  ?= python3
+PROFILE ?= quick
+CORES   ?= all
+FLAGS   ?=
+
+# An active conda environment named mimdet is used as it is; everywhere else a virtual environment is made here.
+ifeq ($(CONDA_DEFAULT_ENV),mimdet)
+ENV := $(CONDA_PREFIX)
+RUN :=
+else
+ENV := .venv
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+endif
+export JUPYTER_PREFER_ENV_PATH = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test readme lab lock clean clean-runs
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+
+setup: $(ENV)/.stamp ## make the environment (PYTHON=python3.12 to choose the interpreter)
+
+$(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
+	@command -v "$(PYTHON)" >/dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; exit 1; }
+	@"$(PYTHON)" tools/setup.py "$(ENV)"
+
+reproduce: setup ## data, training, evaluation, tables and figures (PROFILE=quick, CORES=all, FLAGS=-n for a dry run)
+	@$(RUN) snakemake --snakefile Snakefile --cores $(CORES) --config profile=$(PROFILE) --rerun-incomplete --keep-going $(FLAGS)
+	@$(if $(filter -n --dry-run,$(FLAGS)),,$(RUN) python tools/show.py $(PROFILE))
+
+test: setup ## all tests: notebooks, tests/, and the project's own order
+	@$(RUN) python tools/test.py
+
+readme: setup ## write README.md from nbs/index.ipynb
+	@$(RUN) python tools/readme.py
+
+lab: setup ## open the notebooks in JupyterLab
+	@$(RUN) jupyter lab --notebook-dir=nbs $(FLAGS)
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
+	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock
+
+clean: ## remove what was built, but neither environment nor runs
+	rm -rf build _proc _docs nbs/_proc .pytest_cache *.egg-info
+	find mimdet nbs tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+clean-runs: ## remove checkpoints, logs and executed notebooks of all runs (records and figures stay)
+	rm -rf runs .snakemake

@@ -1,0 +1,156 @@
+"""The project's own order: what is generated is up to date, modules keep their layers, versions agree, and the tools do what they say."""
+import ast, configparser, filecmp, graphlib, importlib, os, re, shutil, subprocess, sys, tomllib
+from pathlib import Path
+import nbformat, pytest
+import mimdet
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(ROOT/'settings.ini')
+SETTINGS = SETTINGS['DEFAULT']
+PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
+LOCK = (ROOT/'requirements.lock').read_text()
+
+# A module imports from its own row or those above it, and never in a circle.
+LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'detector'], ['data', 'emoji', 'recipes'],
+          ['engine', 'pretrain', 'train', 'evaluate'], ['ablations']]
+WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core']) # what they may import; neither torch, timm nor detectron2
+MODULES = sorted(p.stem for p in (ROOT/'mimdet').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+
+def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
+
+# --- what is generated ---
+
+@pytest.fixture(scope='module')
+def regenerated(tmp_path_factory):
+    "A copy of the notebooks, exported into an empty package and cleaned."
+    copy = tmp_path_factory.mktemp('regenerated')
+    shutil.copytree(ROOT/'nbs', copy/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    (copy/'mimdet').mkdir()
+    for name in ('settings.ini', 'pyproject.toml', 'README.md', 'mimdet/__init__.py'): shutil.copy(ROOT/name, copy/name)
+    for command in ('nbdev_export', 'nbdev_clean'):
+        done = run(Path(sys.executable).parent/command, cwd=copy)
+        assert done.returncode == 0, done.stderr
+    return copy
+
+def differing(a, b, pattern):
+    "Files that only one of two folders has, or that differ."
+    def names(folder): return {p.relative_to(folder) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
+    return sorted(str(n) for n in names(a) | names(b) if not ((a/n).exists() and (b/n).exists() and filecmp.cmp(a/n, b/n, shallow=False)))
+
+def test_library_is_exported(regenerated): assert differing(ROOT/'mimdet', regenerated/'mimdet', '*.py') == [], 'run nbdev_export'
+
+def test_notebooks_are_clean(regenerated): assert differing(ROOT/'nbs', regenerated/'nbs', '*.ipynb') == [], 'run nbdev_clean'
+
+def test_readme_is_made_from_index(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    assert (ROOT/'README.md').read_text() == importlib.import_module('readme').readme(), 'run make readme'
+
+@pytest.mark.parametrize('path', ['README.md', *sorted(str(p.relative_to(ROOT)) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)])
+def test_links_lead_somewhere(path):
+    file = ROOT/path
+    text = file.read_text() if path == 'README.md' else '\n'.join(c.source for c in nbformat.read(file, 4).cells if c.cell_type == 'markdown')
+    targets = re.findall(r'\]\(([^)\s#]+)', re.sub(r'```.*?```', '', text, flags=re.S))
+    assert [t for t in targets if not re.match(r'[a-z]+:', t) and not (file.parent/t).exists()] == []
+
+# --- layers ---
+
+def imports_of(module):
+    "Modules of mimdet that a module imports, wherever in it."
+    found = set()
+    for node in ast.walk(ast.parse((ROOT/'mimdet'/f'{module}.py').read_text())):
+        if isinstance(node, ast.Import): found |= {a.name.split('.')[1] for a in node.names if a.name.startswith('mimdet.')}
+        if isinstance(node, ast.ImportFrom):
+            source = node.module or ''
+            if node.level: found |= {source.split('.')[0]} if source else {a.name for a in node.names}
+            elif source == 'mimdet': found |= {a.name for a in node.names}
+            elif source.startswith('mimdet.'): found.add(source.split('.')[1])
+    return found & set(MODULES)
+
+def test_every_module_has_its_place(): assert set(MODULES) <= {*sum(LAYERS, []), *WITHOUT_TORCH}
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_from_above(module):
+    if module in WITHOUT_TORCH: allowed = WITHOUT_TORCH[module]
+    else: allowed = sum(LAYERS[:1 + next(i for i, row in enumerate(LAYERS) if module in row)], ['core'])
+    assert imports_of(module) <= set(allowed)
+
+def test_no_circles(): list(graphlib.TopologicalSorter({m: imports_of(m) for m in MODULES}).static_order())
+
+@pytest.mark.parametrize('module', [m for m in WITHOUT_TORCH if m in MODULES])
+def test_starts_without_torch(module):
+    code = f'import sys, mimdet.{module}; sys.exit(", ".join({{"torch", "timm", "detectron2"}} & set(sys.modules)) or 0)'
+    done = run(sys.executable, '-c', code)
+    assert done.returncode == 0, f'mimdet.{module} imports {done.stderr}'
+
+# --- versions and commands ---
+
+def environment_pin(name): return re.search(rf'- {name}=+([\d.]+)$', (ROOT/'environment.yml').read_text(), re.M)[1]
+
+def test_python_versions_agree():
+    assert {SETTINGS['min_python'], environment_pin('python'), re.search(r'--python-version ([\d.]+)', LOCK)[1], PYPROJECT['project']['requires-python'].removeprefix('>='),
+            re.search(r'--python-version ([\d.]+)', (ROOT/'Makefile').read_text())[1]} == {'3.11'}
+
+def test_uv_versions_agree(): assert f'uv=={environment_pin("uv")}' in PYPROJECT['project']['optional-dependencies']['dev'] and f'\nuv=={environment_pin("uv")} ' in LOCK
+
+def test_package_versions_agree(): assert SETTINGS['version'] == mimdet.__version__
+
+def test_lock_holds_what_is_asked_for():
+    asked = PYPROJECT['project']['dependencies'] + PYPROJECT['project']['optional-dependencies']['dev']
+    names = [re.match(r'[\w.-]+', a)[0] for a in asked]
+    assert [n for n in names if not re.search(rf'^{n}==', LOCK, re.M)] == [], 'run make lock'
+
+HELP = """
+import contextlib, importlib, io, sys
+for command, source in [pair.split('=') for pair in sys.argv[1:]]:
+    module, name = source.split(':')
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try: getattr(importlib.import_module(module), name)(['--help'])
+        except SystemExit as e: assert not e.code, command
+    assert out.getvalue().startswith(f'usage: {command} '), command
+"""
+
+def test_commands_have_help():
+    done = run(sys.executable, '-c', HELP, *(f'{k}={v}' for k, v in PYPROJECT['project']['scripts'].items()))
+    assert done.returncode == 0, done.stderr
+
+# --- tools ---
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_markdown_cell(s[3:]) if s.startswith('md:') else nbformat.v4.new_code_cell(s) for s in sources]
+    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+
+def test_notebook_runner(tmp_path):
+    "It counts, leaves out what nbdev leaves out, has IPython's `In`, and shows where a notebook failed."
+    for folder in ('tools', 'nbs/experiments', 'nbs/off', 'nbs/_drafts'): (tmp_path/folder).mkdir(parents=True)
+    shutil.copy(ROOT/'tools'/'test_notebooks.py', tmp_path/'tools')
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    (tmp_path/'nbs'/'off'/'.notest').touch()
+    books = {'good': notebook('1/1', '#| eval: false\n1/0', '#| slow\n1/0', 'assert In[1] == "1/1"'), 'experiments/here': notebook('import os\nassert os.path.exists("here.ipynb")'),
+             'bad': notebook('a = 1', 'a/0'), 'dead': notebook('import os\nos._exit(1)'),
+             'skip': notebook('md:# title\n\n- skip_exec: true', '1/0'), 'off/no': notebook('1/0'), '_drafts/no': notebook('1/0')}
+    for name, nb in books.items(): nbformat.write(nb, tmp_path/'nbs'/f'{name}.ipynb')
+    done = run(sys.executable, tmp_path/'tools'/'test_notebooks.py', '--keep', 'kept')
+    assert done.stdout.splitlines()[-1] == '2 passed, 2 failed, 1 skipped', done.stdout + done.stderr
+    assert done.returncode == 1
+    assert 'a/0' in done.stdout and 'ZeroDivisionError' in done.stdout and 'DeadKernelError' in done.stdout
+    assert sorted(p.name for p in (tmp_path/'kept').rglob('*.ipynb')) == ['good.ipynb', 'here.ipynb']
+    slow = run(sys.executable, tmp_path/'tools'/'test_notebooks.py', tmp_path/'nbs'/'good.ipynb', '--flags', 'slow')
+    assert slow.stdout.splitlines()[-1] == '0 passed, 1 failed, 0 skipped'
+
+def test_setup_pins_uv_by_hash(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    lines = importlib.import_module('setup').uv_requirement().splitlines()
+    assert lines[0].startswith('uv==') and len(lines) > 5 and all('--hash=sha256:' in line for line in lines[1:])
+
+def test_setup_names_an_old_python(tmp_path):
+    "The message comes before anything that an old Python could not even read."
+    source = (ROOT/'tools'/'setup.py').read_text().replace('sys.version_info < (3, 11)', 'sys.version_info < (99, 0)')
+    (tmp_path/'setup.py').write_text(source)
+    done = run(sys.executable, tmp_path/'setup.py', tmp_path/'env')
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and 'needs Python 3.11' in done.stderr and not (tmp_path/'env').exists()
+
+def test_make_lists_its_targets():
+    listed = run('make', '--no-print-directory', 'help', cwd=ROOT, env={k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}).stdout
+    phony = re.search(r'^\.PHONY: (.*)$', (ROOT/'Makefile').read_text(), re.M)[1].split()
+    assert [line.split()[1] for line in listed.splitlines()] == phony

@@ -1,0 +1,44 @@
+"""A training killed at a random step and resumed ends with the weights of one that ran through, bit for bit."""
+import json, random, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+import torch
+from conftest import SHORT, run_command, spec
+
+STEPS, PERIOD = 12, 2
+
+def arguments(emoji, out, *more):
+    return [f'schedule.iterations={STEPS}', f'train.checkpoint_period={PERIOD}', *SHORT, '--dataset', spec(emoji['train']), '--output', str(out), *more]
+
+def logged(out):
+    path = out/'metrics.jsonl'
+    return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
+
+def weights(out): return torch.load(out/'model_final.pth', weights_only=True)['model']
+
+def test_killed_and_resumed(emoji, tmp_path):
+    whole = run_command('mimdet_train', *arguments(emoji, tmp_path/'whole'))
+    assert whole.returncode == 0, whole.stderr
+    step = random.randrange(PERIOD, STEPS - 1)
+    killed = subprocess.Popen([Path(sys.executable).with_name('mimdet_train'), *arguments(emoji, tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and max(logged(tmp_path/'cut'), default=-1) < step: time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path/'cut'/'model_final.pth').exists(), f'killed too late, at step {step}'
+    resumed = run_command('mimdet_train', *arguments(emoji, tmp_path/'cut', '--resume'))
+    assert resumed.returncode == 0, resumed.stderr
+    assert logged(tmp_path/'cut') == list(range(STEPS)), 'each step is logged once'
+    one, other = weights(tmp_path/'whole'), weights(tmp_path/'cut')
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f'killed at step {step}: {different}'
+
+def test_second_run_needs_resume(trained, emoji):
+    again = run_command('mimdet_train', 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
+    assert again.returncode == 2 and 'resume it, or choose another output folder' in again.stderr
+
+def test_resume_refuses_another_configuration(trained, emoji):
+    before = (trained/'config.yaml').read_text()
+    other = run_command('mimdet_train', 'schedule.iterations=3', 'optimizer.lr=0.5', *SHORT, '--dataset', spec(emoji['train']), '--output', trained, '--resume')
+    assert other.returncode == 2 and 'belongs to another configuration' in other.stderr
+    assert (trained/'config.yaml').read_text() == before

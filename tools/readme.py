@@ -1,0 +1,28 @@
+"""README.md from nbs/index.ipynb, run afresh: `make readme`."""
+import os, re
+import nbformat
+from test_notebooks import ROOT, client
+
+SOURCE = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
+
+def shown(cell):
+    "What a reader sees of a cell, as Markdown."
+    if cell.cell_type == 'markdown': return [cell.source]
+    if cell.cell_type != 'code': return []
+    code = '' if re.search(r'^#\| *echo: *false', cell.source, re.M) else re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
+    outputs = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
+    return ([f'```python\n{code}\n```'] if code else []) + outputs
+
+def from_root(link):
+    "A link in a notebook as it must be in a file one folder up."
+    label, target = link.groups()
+    return link[0] if re.match(r'[a-z]+:|#', target) else f'{label}({os.path.normpath(os.path.join("nbs", target))})'
+
+def readme():
+    "The text of README.md."
+    nb = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
+    with client(nb, ROOT/'nbs') as running: running.execute()
+    text = '\n\n'.join(part.strip() for cell in nb.cells for part in shown(cell)) + '\n'
+    return SOURCE + re.sub(r'(\[[^\]\n]*\])\(([^)\s]+)\)', from_root, text)
+
+if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), encoding='utf-8')

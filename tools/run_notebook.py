@@ -1,0 +1,31 @@
+"""Run a notebook through papermill: `python tools/run_notebook.py SOURCE EXECUTED '{"parameter": value}'`.
+
+What the notebook prints goes to the terminal, each line with the run's name in front. A failure is told in one line, and the executed notebook
+with its traceback is kept as EXECUTED with the ending .failed.ipynb; EXECUTED itself exists only when the notebook ran to its end."""
+import json, logging, os, sys
+from pathlib import Path
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+class Prefixed:
+    "A text stream that puts a name in front of each line."
+    def __init__(self, name): self.name = name
+    def write(self, text): sys.stdout.writelines(f'[{self.name}] {line.strip()}\n' for line in text.splitlines() if line.strip())
+    def flush(self): sys.stdout.flush()
+
+def main(source, executed, parameters):
+    parameters, executed = json.loads(parameters), Path(executed)
+    name = executed.stem
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    part, failed = executed.with_suffix('.part.ipynb'), executed.with_suffix('.failed.ipynb')
+    out = Prefixed(name)
+    for quiet in ('papermill', 'traitlets'): logging.getLogger(quiet).setLevel(logging.ERROR)
+    try: papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out)
+    except PapermillExecutionError as e:
+        part.replace(failed)
+        sys.exit(f'{name}: error: {e.ename}: {" ".join(str(e.evalue).split())} (traceback: {failed})')
+    part.replace(executed)
+
+if __name__ == '__main__':
+    os.environ['PYTHONWARNINGS'] = 'ignore'
+    main(*sys.argv[1:4])

@@ -1,0 +1,41 @@
+"""All tests, none of which stops the others: notebooks, then tests/. The last line counts them together; `make test` calls this."""
+import os, subprocess, sys, time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT/'build'/'test'
+SUITES = {
+    'project': ['-m', 'pytest', '-q', 'tests/test_project.py'],
+    'notebooks': ['tools/test_notebooks.py', '--keep', 'build/executed'],
+    'tests': ['-m', 'pytest', '-q', '--durations=5', 'tests', '--ignore=tests/test_project.py'],
+}
+NO_TESTS = 5 # pytest's exit code when it has found none
+
+def counts(report):
+    "(passed, failed, skipped) of a JUnit report."
+    cases = [*ET.parse(report).iter('testcase')]
+    failed = sum(c.find('failure') is not None or c.find('error') is not None for c in cases)
+    skipped = sum(c.find('skipped') is not None for c in cases)
+    return len(cases) - failed - skipped, failed, skipped
+
+def run(name, args):
+    "One suite's counts. A suite that breaks down before it can report has failed once."
+    print(f'\n== {name}', flush=True)
+    report = OUT/f'{name}.xml'
+    report.unlink(missing_ok=True)
+    option = '--junit' if name == 'notebooks' else '--junit-xml'
+    code = subprocess.run([sys.executable, *args, option, str(report)], cwd=ROOT).returncode
+    if code == NO_TESTS: return 0, 0, 0
+    found = counts(report) if report.exists() else (0, 0, 0)
+    return found if code == 0 or found[1] else (found[0], 1, found[2])
+
+def main():
+    started = time.time()
+    OUT.mkdir(parents=True, exist_ok=True)
+    os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}' # the commands, mimdet_train and so on
+    passed, failed, skipped = map(sum, zip(*(run(name, args) for name, args in SUITES.items())))
+    print(f'\n{time.time() - started:.0f} s\n{passed} passed, {failed} failed, {skipped} skipped', flush=True)
+    sys.exit(failed > 0 or not passed)
+
+if __name__ == '__main__': main()

@@ -1,0 +1,99 @@
+"""Run notebooks as tests, each in a fresh kernel and in its own folder: `python tools/test_notebooks.py [nbs/03_vit.ipynb ...]`.
+
+nbdev's rules: cells marked `#| eval: false` or with one of settings.ini's `tst_flags` are left out, and so are notebooks whose front matter says
+`skip_exec: true`, folders with a file `.notest`, and names that begin with a dot or an underscore."""
+import argparse, asyncio, configparser, os, re, sys, tempfile, time
+import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(ROOT/'settings.ini')
+SKIP = 'skip-execution' # the tag that nbclient heeds
+
+def notebooks(paths):
+    "Notebooks below `paths`; folders of long ones (experiments) first, so that the last worker does not run alone."
+    found = [f for p in paths for f in ([p] if p.suffix else p.rglob('*.ipynb'))]
+    def hidden(f): return any(part[0] in '._' for part in f.relative_to(ROOT).parts) or (f.parent/'.notest').exists()
+    return sorted((f for f in found if not hidden(f)), key=lambda f: (-len(f.parts), f))
+
+def directives(source):
+    "The `#|` lines at the top of a cell as a dict."
+    top = re.match(r'(?:[ \t]*(?:#[ \t]*\|.*)?(?:\n|$))*', source)[0]
+    return dict(re.findall(r'#[ \t]*\|[ \t]*([^\s:]+):?[ \t]*(.*)', top))
+
+def skip_exec(nb):
+    "Does the front matter, be it a raw cell or a list below the title, say `skip_exec: true`?"
+    return any(re.search(r'^[-\s]*skip_exec:\s*true\s*$', c.source, re.M | re.I) for c in nb.cells[:2] if c.cell_type != 'code')
+
+@contextmanager
+def client(nb, folder, timeout=600):
+    "Runs `nb` in a fresh kernel in `folder`. The kernel's sockets are files, since ports could clash with those of other kernels."
+    with tempfile.TemporaryDirectory() as sockets:
+        yield NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(folder))),
+                             config=Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
+
+async def run(path, flags, timeout, keep):
+    "(outcome, seconds, message) of one notebook."
+    nb, started = nbformat.read(path, as_version=4), time.time()
+    if skip_exec(nb): return 'skipped', 0, 'skip_exec'
+    left_out = []
+    for cell in nb.cells:
+        found = directives(cell.source) if cell.cell_type == 'code' else {}
+        if found.get('eval', '').lower() == 'false' or flags & found.keys():
+            left_out.append(cell)
+            cell.metadata.tags = cell.metadata.get('tags', []) + [SKIP]
+    try:
+        with client(nb, path.parent, timeout) as running: await running.async_execute()
+    except CellExecutionError as e: return 'failed', time.time() - started, re.sub(r'\x1b\[[\d;]*m', '', str(e))
+    except Exception as e: return 'failed', time.time() - started, f'{type(e).__name__}: {e}' # a dead kernel, a cell that takes too long
+    finally:
+        for cell in left_out: cell.metadata.tags.remove(SKIP)
+    if keep:
+        copy = ROOT/keep/path.relative_to(ROOT/'nbs')
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nb, copy)
+    return 'passed', time.time() - started, ''
+
+async def run_all(files, workers, **options):
+    "Run `files`, `workers` at a time, and tell each outcome as it comes."
+    free, outcomes = asyncio.Semaphore(workers), {}
+    async def one(f):
+        async with free: outcomes[f] = outcome, seconds, message = await run(f, **options)
+        print(f'{outcome:8}{seconds:6.1f} s  {f.relative_to(ROOT)}', flush=True)
+        if outcome == 'failed': print('\n' + message + '\n', flush=True)
+    await asyncio.gather(*map(one, files))
+    return outcomes
+
+def write_junit(outcomes, path):
+    "The outcomes as JUnit XML."
+    suite = ET.Element('testsuite', name='notebooks', tests=str(len(outcomes)))
+    for f, (outcome, seconds, message) in outcomes.items():
+        case = ET.SubElement(suite, 'testcase', name=str(f.relative_to(ROOT)), time=f'{seconds:.1f}')
+        if outcome != 'passed': ET.SubElement(case, {'failed': 'failure', 'skipped': 'skipped'}[outcome]).text = message
+    ET.ElementTree(suite).write(path, encoding='utf-8', xml_declaration=True)
+
+def main():
+    parser = argparse.ArgumentParser(description='Run notebooks as tests.')
+    parser.add_argument('paths', nargs='*', type=lambda p: Path(p).resolve(), default=[ROOT/'nbs'], help='notebooks or folders (default: nbs)')
+    parser.add_argument('-n', type=int, default=2, help='notebooks at a time (default: 2)')
+    parser.add_argument('--flags', default='', help='flags of tst_flags to run nevertheless, such as slow')
+    parser.add_argument('--timeout', type=int, default=600, help='seconds for one cell (default: 600)')
+    parser.add_argument('--keep', help='folder for executed copies, such as build/executed')
+    parser.add_argument('--junit', help='file for the outcomes as JUnit XML')
+    args = parser.parse_args()
+    os.environ['IN_TEST'] = '1'
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count()//args.n)))
+    flags = set(SETTINGS['DEFAULT']['tst_flags'].split()) - set(args.flags.split())
+    outcomes = asyncio.run(run_all(notebooks(args.paths), args.n, flags=flags, timeout=args.timeout, keep=args.keep))
+    if args.junit: write_junit(outcomes, args.junit)
+    counts = {k: sum(o[0] == k for o in outcomes.values()) for k in ('passed', 'failed', 'skipped')}
+    print(', '.join(f'{n} {k}' for k, n in counts.items()))
+    sys.exit(counts['failed'] > 0 or not counts['passed'])
+
+if __name__ == '__main__': main()
