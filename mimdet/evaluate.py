@@ -208,7 +208,7 @@ def load_run(
     load_detector(model, folder/'model_final.pth')
     return cfg, model.eval()
 
-# %% ../nbs/14_evaluate.ipynb #22-ab32c0b8
+# %% ../nbs/14_evaluate.ipynb #22-ca40acc1
 def _model(run, weights, device):
     if not weights: return load_run(run, device)
     cfg = config(run)
@@ -236,7 +236,8 @@ def mimdet_evaluate(
     "Box and mask AP at any sample ratio, strategy and seed."
     ratios = _ratios(ratio)
     cfg, model = _model(run, weights, device)
-    info = register('evaluate', *parse_dataset(dataset or cfg.data.val))
+    dataset = dataset or cfg.data.val
+    info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
     check_classes(cfg, info)
     rows = []
     for r in ratios:

@@ -1,10 +1,15 @@
 """Commands as a user runs them: bad input earns one line and exit code 2, and leaves nothing behind."""
 import json, os, resource
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
+from mimdet.evaluate import mimdet_evaluate, mimdet_predict
+from mimdet.pretrain import mimdet_pretrain
+from mimdet.recipes import mimdet_models
+from mimdet.train import mimdet_train
 
 def complaint(done):
     "The one line of a command that failed as it should."
@@ -30,9 +35,9 @@ BAD_DATA = {
 }
 
 @pytest.mark.parametrize('case', BAD_DATA)
-def test_bad_annotations(case, emoji, tmp_path):
+def test_bad_annotations(call, case, emoji, tmp_path):
     change, word = BAD_DATA[case]
-    done = run_command('mimdet_train', *SHORT, '--dataset', changed(emoji['train'], tmp_path, change), '--output', tmp_path/'out')
+    done = call(mimdet_train, *SHORT, '--dataset', changed(emoji['train'], tmp_path, change), '--output', tmp_path/'out')
     assert word in complaint(done)
     assert not (tmp_path/'out').exists()
 
@@ -41,12 +46,12 @@ def test_not_json(emoji, tmp_path):
     assert 'is not JSON' in complaint(run_command('mimdet_train', '--dataset', f'{tmp_path}/a.json:{emoji["train"]["images"]}', '--output', tmp_path/'out'))
     assert not (tmp_path/'out').exists()
 
-def test_truncated_image(emoji, tmp_path):
+def test_truncated_image(call, emoji, tmp_path):
     coco = json.loads(open(emoji['train']['json']).read())
     for image in coco['images']: # all of them, so that the first batch meets one
-        data = open(f'{emoji["train"]["images"]}/{image["file_name"]}', 'rb').read()
+        data = Path(emoji['train']['images'], image['file_name']).read_bytes()
         (tmp_path/image['file_name']).write_bytes(data[:len(data)//2])
-    done = run_command('mimdet_train', 'schedule.iterations=2', *SHORT, '--dataset', f'{emoji["train"]["json"]}:{tmp_path}', '--output', tmp_path/'out')
+    done = call(mimdet_train, 'schedule.iterations=2', *SHORT, '--dataset', f'{emoji["train"]["json"]}:{tmp_path}', '--output', tmp_path/'out')
     assert 'cannot be read as an image' in complaint(done)
     assert not (tmp_path/'out'/'model_final.pth').exists()
 
@@ -61,39 +66,39 @@ def test_truncated_image(emoji, tmp_path):
     (['--device', 'abacus'], "'abacus' is not available"),
     (['--init', 'nowhere.pth'], 'no such file'),
 ])
-def test_bad_arguments(arguments, message, emoji, tmp_path):
+def test_bad_arguments(call, arguments, message, emoji, tmp_path):
     data = [] if '--dataset' in arguments else ['--dataset', spec(emoji['train'])]
-    assert message in complaint(run_command('mimdet_train', *arguments, *data, '--output', tmp_path/'out'))
+    assert message in complaint(call(mimdet_train, *arguments, *data, '--output', tmp_path/'out'))
     assert not (tmp_path/'out').exists()
 
-def test_checkpoint_of_another_model(trained, emoji, tmp_path):
-    done = run_command('mimdet_train', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--mae', trained/'model_final.pth')
+def test_checkpoint_of_another_model(call, trained, emoji, tmp_path):
+    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--mae', trained/'model_final.pth')
     assert 'is no MAE checkpoint' in complaint(done)
     torch.save(dict(model={'backbone.x': torch.ones(1)}), tmp_path/'other.pth')
-    done = run_command('mimdet_train', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--init', tmp_path/'other.pth')
+    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--init', tmp_path/'other.pth')
     assert 'does not fit' in complaint(done)
     assert not (tmp_path/'out').exists()
 
-def test_evaluate_ratios(trained, emoji, tmp_path):
+def test_evaluate_ratios(call, trained, emoji, tmp_path):
     for ratio in ('0', '1.5'):
-        assert 'outside (0, 1]' in complaint(run_command('mimdet_evaluate', trained, '--dataset', spec(emoji['val']), '--ratio', ratio))
-    done = run_command('mimdet_evaluate', trained, '--dataset', spec(emoji['val']), '--ratio', '0.25,1', '--output', tmp_path)
+        assert 'outside (0, 1]' in complaint(call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', ratio))
+    done = call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', '0.25,1', '--output', tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row['ratio'] for row in json.loads((tmp_path/'metrics.json').read_text())] == [0.25, 1.0]
     assert isinstance(json.loads((tmp_path/'predictions_0.25.json').read_text()), list)
 
-def test_evaluate_other_categories(trained, emoji, tmp_path):
+def test_evaluate_other_categories(call, trained, emoji, tmp_path):
     def rename(coco): coco['categories'][0]['name'] = 'submarine'
-    assert "'submarine'" in complaint(run_command('mimdet_evaluate', trained, '--dataset', changed(emoji['val'], tmp_path, rename)))
+    assert "'submarine'" in complaint(call(mimdet_evaluate, trained, '--dataset', changed(emoji['val'], tmp_path, rename)))
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_unwritable_folder(emoji, tmp_path):
+def test_unwritable_folder(call, emoji, tmp_path):
     (tmp_path/'locked').mkdir(mode=0o500)
-    complaint(run_command('mimdet_train', 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'locked'/'out'))
+    complaint(call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'locked'/'out'))
 
-def test_output_folder_is_a_file(emoji, tmp_path):
+def test_output_folder_is_a_file(call, emoji, tmp_path):
     (tmp_path/'file').write_text('')
-    assert 'file' in complaint(run_command('mimdet_train', 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'file'/'out'))
+    assert 'file' in complaint(call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'file'/'out'))
 
 def test_full_disk(emoji, tmp_path):
     "A limit on the size of files acts like a disk that fills while the weights are written."
@@ -113,33 +118,33 @@ def pictures(folder):
     exif[0x0112] = 6 # turned by a quarter
     image.save(folder/'turned.jpg', exif=exif)
 
-def test_predict(trained, tmp_path):
+def test_predict(call, trained, tmp_path):
     (tmp_path/'in').mkdir()
     pictures(tmp_path/'in')
-    done = run_command('mimdet_predict', trained, tmp_path/'in', '--output', tmp_path/'out', '--threshold', '0', '--ratio', '0.5')
+    done = call(mimdet_predict, trained, tmp_path/'in', '--output', tmp_path/'out', '--threshold', '0', '--ratio', '0.5')
     assert done.returncode == 0, done.stderr
     sizes = {p.name: Image.open(p).size for p in (tmp_path/'out').glob('*.png')}
     assert sizes == {'grey.png': (90, 60), 'rgba.png': (90, 60), 'cmyk.png': (90, 60), 'turned.png': (60, 90)}
     found = json.loads((tmp_path/'out'/'predictions.json').read_text())
     assert all(set(f) == {'file_name', 'category', 'category_id', 'bbox', 'score', 'segmentation'} for f in found)
 
-def test_predict_bad_input(trained, tmp_path):
+def test_predict_bad_input(call, trained, tmp_path):
     (tmp_path/'broken.jpg').write_bytes(b'\xff\xd8\xff')
-    assert 'cannot be read as an image' in complaint(run_command('mimdet_predict', trained, tmp_path/'broken.jpg', '--output', tmp_path/'out'))
-    assert 'no such image' in complaint(run_command('mimdet_predict', trained, tmp_path/'gone.jpg'))
-    assert 'holds no trained model' in complaint(run_command('mimdet_predict', tmp_path, tmp_path/'broken.jpg'))
+    assert 'cannot be read as an image' in complaint(call(mimdet_predict, trained, tmp_path/'broken.jpg', '--output', tmp_path/'out'))
+    assert 'no such image' in complaint(call(mimdet_predict, trained, tmp_path/'gone.jpg'))
+    assert 'holds no trained model' in complaint(call(mimdet_predict, tmp_path, tmp_path/'broken.jpg'))
     assert not (tmp_path/'out'/'predictions.json').exists()
 
-def test_pretrain(emoji, tmp_path):
-    done = run_command('mimdet_pretrain', emoji['train']['images'], '--output', tmp_path/'mae', '--steps', 2, '--batch', 2, '--warmup', 1)
+def test_pretrain(call, emoji, tmp_path):
+    done = call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'mae', '--steps', 2, '--batch', 2, '--warmup', 1)
     assert done.returncode == 0, done.stderr
-    done = run_command('mimdet_train', 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', tmp_path/'out', '--mae', tmp_path/'mae'/'mae_full.pth')
+    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', tmp_path/'out', '--mae', tmp_path/'mae'/'mae_full.pth')
     assert done.returncode == 0, done.stderr
     assert 'box AP' in done.stdout and 'dropped' in done.stdout
-    assert 'no images here' in complaint(run_command('mimdet_pretrain', tmp_path, '--output', tmp_path/'none'))
+    assert 'no images here' in complaint(call(mimdet_pretrain, tmp_path, '--output', tmp_path/'none'))
 
-def test_models():
-    done = run_command('mimdet_models', '--name', 'mimdet_base_v1')
+def test_models(call):
+    done = call(mimdet_models, '--name', 'mimdet_base_v1')
     assert 'unknown recipe' in complaint(done)
 
 def test_papermill_refuses_unknown_parameters(tmp_path):
