@@ -12,9 +12,11 @@ study = yaml.safe_load(source.read_text())
 RUNS, RECORDS, FIGURES = f'runs/{PROFILE}', f'results/runs/{PROFILE}', f'figures/{PROFILE}'
 DATA, MAE = f'{RUNS}/data', f'{RUNS}/pretrain/mae_full.pth'
 TRAININGS, THREADS = study['train']['runs'], study['threads']
-EVERY_RECORD = [f'{RECORDS}/pretrain.json', *(f'{RECORDS}/{kind}_{name}.json' for kind in ('train', 'evaluate') for name in TRAININGS)]
+NAMES = ['data', 'pretrain', *(f'{kind}_{name}' for kind in ('train', 'evaluate') for name in TRAININGS)]
+EVERY_RECORD = [f'{RECORDS}/{name}.json' for name in NAMES]
 FIGURE_FILES = dict(table_ratio=['table_ratio.csv', 'table_ratio.md', 'table_ratio.tex'], ap_over_ratio=['ap_over_ratio.png', 'ap_over_ratio.svg'],
-                    training_curves=['training_curves.png', 'training_curves.svg'], predictions=['predictions.png', 'predictions.svg'])
+                    training_curves=['training_curves.png', 'training_curves.svg'], predictions=['predictions.png', 'predictions.svg'],
+                    reconstructions=['reconstructions.png', 'reconstructions.svg'])
 
 def parameters(stage, name, **values):
     "A notebook's parameters as JSON: what the profile says of its stage, and where things are."
@@ -33,7 +35,9 @@ def evaluate_parameters(wildcards):
 RUN = 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q}'
 
 rule all:
-    input: [f'{RUNS}/figures/{name}.ipynb' for name in FIGURE_FILES], [f'{FIGURES}/{file}' for files in FIGURE_FILES.values() for file in files]
+    input:
+        EVERY_RECORD, [f'{RUNS}/{name}.ipynb' for name in NAMES],
+        [f'{RUNS}/figures/{name}.ipynb' for name in FIGURE_FILES], [f'{FIGURES}/{file}' for files in FIGURE_FILES.values() for file in files]
 
 rule data:
     input: notebook='nbs/experiments/data.ipynb'

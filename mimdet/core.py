@@ -114,7 +114,7 @@ def _complain(name, error):
     print(f'{name}: error: ' + ' '.join(str(error).split()), file=sys.stderr)
     return 2
 
-# %% ../nbs/00_core.ipynb #25-0c0696f0
+# %% ../nbs/00_core.ipynb #25-109634a1
 def check_parameters(
     cells, # the sources executed so far: IPython's `In`
 ):
@@ -126,7 +126,7 @@ def check_parameters(
         if unknown: raise MimdetError(f'unknown parameter {unknown[0]!r}; this notebook has {", ".join(sorted(known))}')
 
 def _assigned(source):
-    return {t.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 # %% ../nbs/00_core.ipynb #28-a6a8aa7e
 PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'numpy', 'pillow')

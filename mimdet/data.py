@@ -8,8 +8,8 @@ __all__ = ['COCO_NAMES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 'PAPER_TRAIN', 'PA
            'test_augmentation', 'TrainMapper', 'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream',
            'train_loader', 'test_loader']
 
-# %% ../nbs/09_data.ipynb #02-88fe7bb3
-import math, os, struct, warnings
+# %% ../nbs/09_data.ipynb #02-051e4a30
+import logging, math, os, struct, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,10 @@ from detectron2.data.detection_utils import read_image as read_image_with_detect
 from detectron2.structures import BitMasks, Boxes, Instances
 from .core import MimdetError, datasets_dir, read_json, rng_for, seed_for, sha256
 
-# %% ../nbs/09_data.ipynb #07-1976bc56
+# %% ../nbs/09_data.ipynb #04-038323ea
+logging.getLogger('detectron2.data.datasets.coco').setLevel(logging.ERROR) # it warns of gaps between category ids, which COCO itself has
+
+# %% ../nbs/09_data.ipynb #08-1976bc56
 COCO_NAMES = {f'coco_2017_{split}': (f'coco/annotations/instances_{split}2017.json', f'coco/{split}2017') for split in ('train', 'val')}
 
 def parse_dataset(
@@ -45,7 +48,7 @@ def parse_dataset(
     if not found[1].is_dir(): raise MimdetError(f'no such data set: {found[1]} is not a folder of images: {way_out}')
     return tuple(found)
 
-# %% ../nbs/09_data.ipynb #10-95a0a167
+# %% ../nbs/09_data.ipynb #11-95a0a167
 @contextmanager
 def image_errors(path):
     "Turn what Pillow and detectron2 raise for the image `path` into `MimdetError`."
@@ -60,7 +63,7 @@ def read_image(
     "Read an image of any mode, upright. Raises `MimdetError` if it is missing or damaged."
     with image_errors(path): return read_image_with_detectron2(str(path), format='RGB')
 
-# %% ../nbs/09_data.ipynb #13-169830f5
+# %% ../nbs/09_data.ipynb #14-169830f5
 FIELDS = dict(images=('id', 'file_name', 'width', 'height'), categories=('id', 'name'),
               annotations=('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'))
 TOLERANCE = 1 # pixels that a box may stick out
@@ -116,7 +119,7 @@ def _mask_mistake(segmentation, width, height):
         if not (_numbers(lengths) and min(lengths, default=0) >= 0 and sum(lengths) == height*width): return 'the run lengths are damaged: they do not add up to the image'
     else: return 'neither polygons nor run lengths with size and counts'
 
-# %% ../nbs/09_data.ipynb #14-03f00e10
+# %% ../nbs/09_data.ipynb #15-03f00e10
 def check_dataset(
     json,              # annotations: a path
     images,            # folder of the images
@@ -168,7 +171,7 @@ def _check_files(folder, pictures, decode):
         if [width, height] != [picture['width'], picture['height']]:
             raise MimdetError(f'{path} is {width}x{height}, its annotations (image {picture["id"]}) say {picture["width"]}x{picture["height"]}: mend width and height')
 
-# %% ../nbs/09_data.ipynb #19-c2f3c233
+# %% ../nbs/09_data.ipynb #20-c2f3c233
 @dataclass(frozen=True)
 class DatasetInfo:
     "A registered data set."
@@ -207,7 +210,7 @@ def register(
         elif not _same(known[key], fact): raise MimdetError(f'{name!r} is registered with another {key}, {str(known[key])[:80]!r}: choose another name')
     return DatasetInfo(name, str(json), str(images), tuple(summary['categories']), tuple(ids), summary['masks'], summary['sha256'])
 
-# %% ../nbs/09_data.ipynb #22-eb9b2fa7
+# %% ../nbs/09_data.ipynb #23-eb9b2fa7
 class _Crop(T.CropTransform):
     "A crop that only shifts polygons: rasterising clips them."
     def apply_polygons(self, polygons): return [self.apply_coords(p) for p in polygons]
@@ -243,7 +246,7 @@ def test_augmentation(
     "detectron2 augmentations for evaluation: a resize."
     return [T.ResizeShortestEdge(short_edge, max_size)] if short_edge else []
 
-# %% ../nbs/09_data.ipynb #25-cf2fd179
+# %% ../nbs/09_data.ipynb #26-cf2fd179
 warnings.filterwarnings('ignore', 'The given NumPy array is not writable') # detectron2 stacks, and so copies, resized masks at once
 
 def _crops(step):
@@ -283,7 +286,7 @@ class TestMapper(_Mapper):
         augmentations:list, # as from `test_augmentation`
     ): super().__init__(False, augmentations, masks=False)
 
-# %% ../nbs/09_data.ipynb #32-a90bd5b6
+# %% ../nbs/09_data.ipynb #33-a90bd5b6
 class BatchOrder:
     "Which image comes when: a pure function of the seed, the groups and the batch size."
     def __init__(self,
@@ -321,7 +324,7 @@ class BatchOrder:
         epoch, rank = divmod(int(position), len(self.groups[group]))
         return int(self._shuffled(int(group), epoch)[rank])
 
-# %% ../nbs/09_data.ipynb #37-a938580d
+# %% ../nbs/09_data.ipynb #38-a938580d
 @contextmanager
 def numpy_seed(
     seed:int, # any whole number
@@ -348,7 +351,7 @@ class TrainingStream(Dataset):
         with numpy_seed(seed_for('augment', self.seed, k)): sample = self.mapper(self.records[self.order(k)])
         return sample | dict(draw=k)
 
-# %% ../nbs/09_data.ipynb #40-7e53500c
+# %% ../nbs/09_data.ipynb #41-7e53500c
 class _Loader(DataLoader):
     "A `DataLoader` that passes on a worker's complaint without the worker's traceback."
     def __iter__(self):

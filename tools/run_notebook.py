@@ -2,7 +2,7 @@
 
 What the notebook prints goes to the terminal, each line with the run's name in front. A failure is told in one line, and the executed notebook
 with its traceback is kept as EXECUTED with the ending .failed.ipynb; EXECUTED itself exists only when the notebook ran to its end."""
-import json, logging, os, sys
+import json, logging, os, sys, time
 from pathlib import Path
 import papermill
 from papermill.exceptions import PapermillExecutionError
@@ -15,16 +15,18 @@ class Prefixed:
 
 def main(source, executed, parameters):
     parameters, executed = json.loads(parameters), Path(executed)
-    name = executed.stem
+    name, started = executed.stem, time.time()
     executed.parent.mkdir(parents=True, exist_ok=True)
     part, failed = executed.with_suffix('.part.ipynb'), executed.with_suffix('.failed.ipynb')
     out = Prefixed(name)
     for quiet in ('papermill', 'traitlets'): logging.getLogger(quiet).setLevel(logging.ERROR)
-    try: papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out)
+    try: papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out,
+                                          extra_arguments=['--log-level=50']) # or each kernel warns that others on this machine might listen
     except PapermillExecutionError as e:
         part.replace(failed)
         sys.exit(f'{name}: error: {e.ename}: {" ".join(str(e.evalue).split())} (traceback: {failed})')
     part.replace(executed)
+    out.write(f'done in {time.time() - started:.0f} s')
 
 if __name__ == '__main__':
     os.environ['PYTHONWARNINGS'] = 'ignore'
