@@ -18,7 +18,7 @@ from .sampler import check_ratio, keep_tokens, padding_mask
 from .stem import ConvStem
 from .vit import Decoder, Encoder
 
-# %% ../nbs/06_backbone.ipynb #05-eb2c2e69
+# %% ../nbs/06_backbone.ipynb #05-89a6ca71
 class MIMDetBackbone(Backbone):
     "Stem, partially observing encoder, completing decoder: c2, c3, c4, c5 at strides 4, 8, 16, 32 (paper, section 3)."
     def __init__(self,
@@ -54,7 +54,7 @@ class MIMDetBackbone(Backbone):
         grid = features.shape[-2:]
         tokens = rearrange(features, 'b c h w -> b (h w) c')
         noise = getattr(images, 'noise', None) if noise is None else noise
-        noise = torch.rand(tokens.shape[:2]) if noise is None else noise
+        noise = torch.rand(tokens.shape[:2]) if noise is None else noise.cpu()
         padding = padding_mask(images.image_sizes, images.tensor.shape[-2:])
         keep = keep_tokens(noise, self.sample_ratio, padding).to(tokens.device)
         complete = self.decoder(self.encoder(tokens, grid, keep), keep, grid, tokens)

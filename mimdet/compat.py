@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMPILED']
 
-# %% ../nbs/05_compat.ipynb #02-108f4d43
-import importlib.util, random, sys, types
+# %% ../nbs/05_compat.ipynb #02-fb028a12
+import importlib.util, random, sys, types, warnings
 import PIL.Image
 import torch
 
@@ -28,8 +28,10 @@ class _MissingExtension(types.ModuleType):
 
 if not COMPILED: sys.modules['detectron2._C'] = _MissingExtension('detectron2._C', 'Stand-in: detectron2 was installed without its extension.')
 
-# %% ../nbs/05_compat.ipynb #09-210f7679
-import detectron2, detectron2.modeling, detectron2.engine, detectron2.data
+# %% ../nbs/05_compat.ipynb #09-f2890ded
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', FutureWarning) # detectron2 uses torch.jit.script at import, which torch deprecates
+    import detectron2, detectron2.modeling, detectron2.engine, detectron2.data
 from detectron2.data.common import MapDataset
 from detectron2.engine import hooks
 

@@ -95,7 +95,7 @@ def smooth(
     low, high = np.arange(n) - reach, np.arange(n) + reach + 1
     return (sums[high] - sums[low])/(high - low)
 
-# %% ../nbs/17_plots.ipynb #20-9cb0c968
+# %% ../nbs/17_plots.ipynb #20-5a193bd2
 LOSSES = {'loss_cls': 'class', 'loss_box_reg': 'box', 'loss_mask': 'mask', 'loss_rpn_cls': 'proposal: object?', 'loss_rpn_loc': 'proposal: box'}
 
 def training_curves(records):
@@ -125,7 +125,7 @@ def training_curves(records):
 def _curve(ax, record, name, label=None, faint=False):
     curves = field(record, 'extra', 'curves')
     if name not in curves or len(curves[name]) != len(curves['iteration']): raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no whole curve {name!r}: run it again')
-    line, = ax.plot(curves['iteration'], smooth(curves[name], max(3, len(curves[name])//15)), label=label, linewidth=1.5)
+    line, = ax.plot(curves['iteration'], smooth(curves[name], max(3, len(curves[name])//15)), label=label, linewidth=1.5, marker='.' if len(curves[name]) == 1 else None)
     if faint: ax.plot(curves['iteration'], curves[name], color=line.get_color(), alpha=.25, linewidth=.7, zorder=1.5)
 
 # %% ../nbs/17_plots.ipynb #23-165f68bb

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['DESIGNS', 'INITIALISATIONS', 'TASKS', 'APS', 'KEY', 'NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'RATIOS', 'PROBE_RATIO',
            'IN_USE_LOSS', 'load', 'field', 'of_kind', 'runs_frame', 'models', 'measurements', 'spread', 'summary',
-           'cell', 'published', 'counterpart', 'ratio_table', 'compact', 'verdict', 'encoder_use', 'caption',
+           'cell', 'published', 'counterpart', 'ratio_table', 'compact', 'verdict', 'encoder_use', 'caption', 'took',
            'source_line', 'markdown', 'write_table', 'output_folder']
 
-# %% ../nbs/16_results.ipynb #02-bfba91c2
+# %% ../nbs/16_results.ipynb #02-cdd15592
 import tempfile
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 import pandas as pd
 from .core import MimdetError, atomic_path, config_hash, project_root, read_json, read_record, write_text
@@ -201,16 +202,20 @@ def compact(
 
 def _pair(box, mask): return box if box == mask and not box[0].isdigit() else f'{box} / {mask}'
 
-# %% ../nbs/16_results.ipynb #41-216f37f3
+# %% ../nbs/16_results.ipynb #41-5ad4afb5
 IN_USE_LOSS = 3. # box AP
 
 def verdict(
     at_train_ratio, # box AP at the training ratio; None: not run
     at_probe,       # box AP at ratio 0.02; None: not run
+    without_vit,    # box AP with c4 guessed from the stem; None: not run
 )->str:
-    "Whether the encoder matters: it does if at least 3 box AP are lost at ratio 0.02."
-    if at_train_ratio is None or at_probe is None: return NOT_RUN
-    return 'the encoder is in use' if round(at_train_ratio - at_probe, 1) >= IN_USE_LOSS else 'the encoder is not in use'
+    "Whether the encoder matters: it does if both probes lose at least 3 box AP."
+    if None in (at_train_ratio, at_probe, without_vit): return NOT_RUN
+    if at_train_ratio < IN_USE_LOSS: return 'AP too low to tell'
+    few, none = (round(at_train_ratio - ap, 1) >= IN_USE_LOSS for ap in (at_probe, without_vit))
+    if few and none: return 'in use'
+    return 'its map is used, but the stem could supply it' if few else 'not in use'
 
 def encoder_use(records)->pd.DataFrame:
     "One row per trained model: box AP at the training ratio and in the two probes, what is lost, and the verdict. Cells are text."
@@ -223,14 +228,14 @@ def encoder_use(records)->pd.DataFrame:
         stem = next((v for (c4, _), v in mean.items() if c4 == 'stem'), None)
         rows.append({'train ratio': f'{row.train_ratio:g}', 'design': row.design, 'initialisation': row.initialisation, 'box AP @train ratio': _number(own),
                      'box AP @0.02': _number(probe), 'lost @0.02': _lost(own, probe), 'box AP without ViT': _number(stem), 'lost without ViT': _lost(own, stem),
-                     'verdict': verdict(own, probe), 'run': group.run.min()})
+                     'encoder': verdict(own, probe, stem), 'run': group.run.min()})
     return pd.DataFrame(rows)
 
 def _number(value): return NOT_RUN if value is None else f'{value:.1f}'
 
 def _lost(before, after): return NOT_RUN if before is None or after is None else f'{before - after:+.1f}'
 
-# %% ../nbs/16_results.ipynb #44-e1f0b5ce
+# %% ../nbs/16_results.ipynb #44-2d6db845
 def caption(
     records,     # those that the table or figure is made of
     what:str='', # a sentence in front
@@ -244,6 +249,13 @@ def caption(
              train and f'Training seeds {_join(r["params"]["seed"] for r in train)}; sampling seeds {sampling or NOT_RUN}.',
              f'Hardware: {_join(_machine(r["hardware"]) for r in records)}.', f'Run {_dates(records)} at commit {_commits(records)}.']
     return ' '.join(p for p in parts if p)
+
+def took(records)->str:
+    "How long a whole profile took, from its first start to its last end, where, and how much memory its largest run needed."
+    ends = [datetime.fromisoformat(r['date']) for r in records]
+    starts = [end - timedelta(seconds=r['wall_seconds']) for end, r in zip(ends, records)]
+    minutes = (max(ends) - min(starts)).total_seconds()/60
+    return f'took {minutes:.1f} minutes on {_join(_machine(r["hardware"]) for r in records)}; its largest run needed {max(r["peak_memory_mb"] for r in records)/1000:.1f} GB of memory'
 
 def source_line(records)->str:
     "The short caption: data set, profile, day, commit."

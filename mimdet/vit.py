@@ -145,7 +145,7 @@ def unpatchify(patches, grid):
     "The inverse of `patchify`."
     return rearrange(patches, 'b (h w) (p q c) -> b c (h p) (w q)', h=grid[0], p=STRIDE, c=3)
 
-# %% ../nbs/03_vit.ipynb #20-1ac5699d
+# %% ../nbs/03_vit.ipynb #20-2665bcf3
 class Reconstruction(NamedTuple):
     "What the autoencoder returns."
     loss: torch.Tensor       # scalar: mean squared error over hidden patches, in units of each patch's variance
@@ -176,7 +176,7 @@ class MaskedAutoencoder(nn.Module):
     )->Reconstruction:
         grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
         tokens = self.encoder.patch_embed(images)
-        keep = keep_tokens(noise, 1 - mask_ratio)
+        keep = keep_tokens(noise.cpu(), 1 - mask_ratio).to(tokens.device)
         prediction = self.decoder_pred(self.decoder(self.encoder(tokens, grid, keep), keep, grid, tokens))
         target, _, _ = normalised_patches(images)
         error = (prediction.float() - target).square().mean(-1)  # (B, N)
