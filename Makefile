@@ -27,8 +27,7 @@ $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
 	@"$(PYTHON)" tools/setup.py "$(ENV)"
 
 reproduce: setup ## data, training, evaluation, tables and figures (PROFILE=quick, CORES=all, FLAGS=-n for a dry run)
-	@$(RUN) snakemake --snakefile Snakefile --cores $(CORES) --config profile=$(PROFILE) --rerun-incomplete --keep-going --quiet host rules reason $(FLAGS)
-	@$(if $(filter -n --dry-run,$(FLAGS)),,$(RUN) python tools/show.py $(PROFILE))
+	@$(RUN) python tools/reproduce.py $(PROFILE) --cores $(CORES) $(FLAGS)
 
 test: setup ## all tests: notebooks, tests/, and the project's own order
 	@$(RUN) python tools/test.py

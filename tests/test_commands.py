@@ -150,3 +150,10 @@ def test_models(call):
 def test_papermill_refuses_unknown_parameters(tmp_path):
     done = run_command('papermill', ROOT/'nbs'/'experiments'/'train.ipynb', tmp_path/'out.ipynb', '-p', 'sample_rate', '0.5', cwd=tmp_path)
     assert done.returncode != 0 and "unknown parameter 'sample_rate'" in done.stderr
+
+def test_notebook_runner(tmp_path):
+    "A failing experiment: one line, the traceback kept aside, and no notebook that looks executed."
+    parameters = json.dumps(dict(recipe='mimdet_tiny_v3'))
+    done = run_command('python', ROOT/'tools'/'run_notebook.py', ROOT/'nbs'/'experiments'/'train.ipynb', tmp_path/'train.ipynb', parameters, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("train: error: MimdetError: unknown recipe 'mimdet_tiny_v3'")
+    assert [p.name for p in tmp_path.iterdir()] == ['train.failed.ipynb']

@@ -6,8 +6,9 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import papermill, pytest
 from papermill.exceptions import PapermillExecutionError
-from mimdet.core import MimdetError, write_json
+from mimdet.core import MimdetError, read_json, write_json
 from mimdet.plots import ap_over_ratio, predictions, reconstructions, sampled_view, save_figure, smooth, training_curves
+from mimdet.recipes import PUBLISHED
 from mimdet.results import caption, compact, encoder_use, load, markdown, published, ratio_table, runs_frame, verdict, write_table
 from synthetic import evaluate, example, pretrain, row, scene, study, train, write
 
@@ -217,3 +218,7 @@ def test_figure_notebook_refuses_an_unknown_parameter(tmp_path):
 def test_import_leaves_torch_alone(module):
     code = f'import sys, json, mimdet.{module}; print(json.dumps([m for m in ("torch", "timm", "detectron2") if m in sys.modules]))'
     assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == []
+
+def test_recipes_quote_the_published_numbers():
+    rows = {row['recipe']: (row['box_AP'], row['mask_AP']) for row in read_json(ROOT/'results'/'paper'/'published.json')['rows'] if row['recipe']}
+    assert PUBLISHED.items() <= rows.items()

@@ -22,6 +22,7 @@ def main(source, executed, parameters):
     for quiet in ('papermill', 'traitlets'): logging.getLogger(quiet).setLevel(logging.ERROR)
     try: papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out,
                                           extra_arguments=['--log-level=50']) # or each kernel warns that others on this machine might listen
+    except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
     except PapermillExecutionError as e:
         part.replace(failed)
         sys.exit(f'{name}: error: {e.ename}: {" ".join(str(e.evalue).split())} (traceback: {failed})')
