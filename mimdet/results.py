@@ -235,7 +235,7 @@ def _number(value): return NOT_RUN if value is None else f'{value:.1f}'
 
 def _lost(before, after): return NOT_RUN if before is None or after is None else f'{before - after:+.1f}'
 
-# %% ../nbs/16_results.ipynb #44-2d6db845
+# %% ../nbs/16_results.ipynb #44-fc79c1fc
 def caption(
     records,     # those that the table or figure is made of
     what:str='', # a sentence in front
@@ -250,12 +250,12 @@ def caption(
              f'Hardware: {_join(_machine(r["hardware"]) for r in records)}.', f'Run {_dates(records)} at commit {_commits(records)}.']
     return ' '.join(p for p in parts if p)
 
-def took(records)->str:
-    "How long a whole profile took, from its first start to its last end, where, and how much memory its largest run needed."
+def took(records)->dict:
+    "Minutes from a profile's first start to its last end, the machine, and the memory of its largest run in GB."
     ends = [datetime.fromisoformat(r['date']) for r in records]
     starts = [end - timedelta(seconds=r['wall_seconds']) for end, r in zip(ends, records)]
-    minutes = (max(ends) - min(starts)).total_seconds()/60
-    return f'took {minutes:.1f} minutes on {_join(_machine(r["hardware"]) for r in records)}; its largest run needed {max(r["peak_memory_mb"] for r in records)/1000:.1f} GB of memory'
+    return dict(minutes=(max(ends) - min(starts)).total_seconds()/60, machine=_join(_machine(r['hardware']) for r in records),
+                gigabytes=max(r['peak_memory_mb'] for r in records)/1000)
 
 def source_line(records)->str:
     "The short caption: data set, profile, day, commit."
