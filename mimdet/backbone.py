@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['MIMDetBackbone']
 
-# %% ../nbs/06_backbone.ipynb #02-7e18dec2
+# %% ../nbs/06_backbone.ipynb #02-359d8c99
 import torch
 from einops import rearrange
-from torch import nn
 from torch.nn import functional as F
 import mimdet.compat
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from .sampler import check_ratio, keep_tokens, padding_mask

@@ -8,8 +8,8 @@ __all__ = ['PACKAGES', 'RECORD_KEYS', 'MimdetError', 'atomic_path', 'write_text'
            'versions', 'git_state', 'cpu_name', 'hardware', 'peak_memory_mb', 'make_record', 'read_record',
            'encode_bytes', 'decode_bytes']
 
-# %% ../nbs/00_core.ipynb #02-1383582a
-import argparse, ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
+# %% ../nbs/00_core.ipynb #02-98604cd0
+import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path

@@ -6,7 +6,7 @@
 __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'parse_dataset',
            'image_errors', 'read_image', 'list_images', 'png_text', 'check_dataset', 'DatasetInfo', 'register',
            'RandomCrop', 'train_augmentation', 'test_augmentation', 'TrainMapper', 'TestMapper', 'BatchOrder',
-           'numpy_seed', 'TrainingStream', 'train_loader', 'test_loader']
+           'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-2ed99d45
 import io, logging, math, os, struct, warnings
@@ -370,8 +370,8 @@ class TrainingStream(Dataset):
         with numpy_seed(seed_for('augment', self.seed, k)): sample = self.mapper(self.records[self.order(k)])
         return sample | dict(draw=k)
 
-# %% ../nbs/09_data.ipynb #41-7e53500c
-class _Loader(DataLoader):
+# %% ../nbs/09_data.ipynb #41-e0721c8a
+class Loader(DataLoader):
     "A `DataLoader` that passes on a worker's complaint without the worker's traceback."
     def __iter__(self):
         try: yield from super().__iter__()
@@ -402,7 +402,7 @@ def train_loader(
     "The training stream from iteration `start` to `stop`: the same for any number of workers and after any restart."
     if not records: raise MimdetError('the data set has no images to train on')
     if batch < 1 or batch % world: raise MimdetError(f'{batch=} must be a multiple of the {world} processes')
-    return _Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world), collate_fn=list, num_workers=workers,
+    return Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world), collate_fn=list, num_workers=workers,
                    generator=torch.Generator()) # or it would draw from torch's own in the step that follows a restart
 
 class _Mapped(Dataset):
@@ -420,4 +420,4 @@ def test_loader(
     workers:int=0, # loading processes of this process
 )->DataLoader:     # of lists of samples
     "All records once, in order; each process has every `world`-th."
-    return _Loader(_Mapped(records[rank::world], mapper), batch_size=batch, collate_fn=list, num_workers=workers)
+    return Loader(_Mapped(records[rank::world], mapper), batch_size=batch, collate_fn=list, num_workers=workers)

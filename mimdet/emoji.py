@@ -8,7 +8,7 @@ __all__ = ['EMOJI', 'FIRST', 'CATEGORIES', 'CANVAS', 'GREY', 'MIN_VISIBLE', 'MIN
            'colour_matrix', 'jitter_colour', 'Scene', 'make_scene', 'annotate', 'make_dataset', 'annotation_mask',
            'contact_sheet', 'mimdet_data']
 
-# %% ../nbs/10_emoji.ipynb #02-c2af73bd
+# %% ../nbs/10_emoji.ipynb #02-689fc46c
 import colorsys, difflib, math, multiprocessing, os, shutil
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 from tqdm.auto import tqdm
-from .core import MimdetError, command, read_json, rng_for, sha256, write_json
+from .core import MimdetError, atomic_path, command, read_json, rng_for, sha256, write_json
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4
 EMOJI = '''
@@ -387,7 +387,7 @@ def contact_sheet(
         sheet.paste(tile, (k % columns*(side + 4) + 2, k//columns*(side + 4) + 2))
     return sheet
 
-# %% ../nbs/10_emoji.ipynb #45-138a47a0
+# %% ../nbs/10_emoji.ipynb #45-8061a3eb
 def _parse_categories(text):
     return int(text) if text.isdigit() else tuple(name.strip() for name in text.split(','))
 
@@ -422,5 +422,5 @@ def mimdet_data(
         print(f"{entry['json']}: {entry['count']} images, {entry['annotations']} objects, sha256 {entry['sha256']}")
         if not sheet: continue
         target = Path(out)/f'{split}_sheet.png'
-        contact_sheet(entry['json'], entry['images']).save(target)
+        with atomic_path(target) as part: contact_sheet(entry['json'], entry['images']).save(part, 'PNG')
         print(target)

@@ -28,7 +28,7 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise MimdetError(f'device {name!r} is not available: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/12_engine.ipynb #08-88c5243d
+# %% ../nbs/12_engine.ipynb #08-bbacb1a1
 def lr_schedule(
     optimizer,      # its groups' rates are multiplied
     kind:str,       # 'step' or 'cosine'
@@ -37,13 +37,14 @@ def lr_schedule(
     warmup:int=0,   # iterations of linear warm-up
 )->LRMultiplier:
     "A detectron2 schedule over `iterations` steps."
+    if iterations < 1: raise MimdetError(f'{iterations=} must be at least 1')
     if kind == 'cosine': course = CosineParamScheduler(1., 0.)
     elif kind == 'step': course = MultiStepParamScheduler([0.1**k for k in range(len(milestones) + 1)], iterations, list(milestones))
     else: raise MimdetError(f"unknown schedule {kind!r}; there are 'step', 'cosine'")
     warmup = min(warmup/iterations, 1.)
     return LRMultiplier(optimizer, WarmupParamScheduler(course, 0., warmup) if warmup else course, iterations)
 
-# %% ../nbs/12_engine.ipynb #11-ca2a96c9
+# %% ../nbs/12_engine.ipynb #11-5b5e87df
 class SeedSteps(HookBase):
     "Seed torch before each step from the run's seed and the step's number."
     def __init__(self, seed): self.seed = seed
@@ -60,7 +61,9 @@ class Checkpoint(HookBase):
 class Writers(hooks.PeriodicWriter):
     "detectron2's, but when training ends by an error it does not write once more: that would hide the error behind its own."
     def after_train(self):
-        for writer in self._writers: writer.close()
+        if self.trainer.iter >= self.trainer.max_iter: super().after_train()
+        else:
+            for writer in self._writers: writer.close()
 
 def clip_gradients(
     optimizer,  # before each of its steps ...
@@ -71,7 +74,7 @@ def clip_gradients(
     def clip(optimizer, args, kwargs): nn.utils.clip_grad_norm_(parameters, norm)
     if norm: optimizer.register_step_pre_hook(clip)
 
-# %% ../nbs/12_engine.ipynb #13-dcc72724
+# %% ../nbs/12_engine.ipynb #13-775094c6
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
@@ -88,6 +91,8 @@ def fit(
     notes=None,        # file name -> text, written to the output folder once it is clear that the run may begin
 ):
     "Train `model` in place. Raises `MimdetError` if there is a checkpoint of another configuration, or one and `resume` is off."
+    for name, value in dict(iterations=iterations, period=period, log_period=log_period).items():
+        if value < 1: raise MimdetError(f'{name}={value} must be at least 1')
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     state = _last_state(output_dir/'checkpoint.pth', resume, fingerprint)
@@ -109,7 +114,7 @@ def _last_state(path, resume, fingerprint):
     if not path.exists(): return None
     if not resume: raise MimdetError(f'{path} is there from an earlier run: resume it, or choose another output folder')
     state = torch.load(path, map_location='cpu', weights_only=True)
-    if state['fingerprint'] != fingerprint: raise MimdetError(f'{path} belongs to another configuration: choose another output folder')
+    if state['fingerprint'] != fingerprint: raise MimdetError(f'{path} belongs to another configuration: delete it, or choose another output folder')
     return state
 
 def _forget_metrics_after(path, done):

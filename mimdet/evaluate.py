@@ -7,10 +7,9 @@ __all__ = ['METRICS', 'sampling', 'detections', 'quiet_coco', 'average_precision
            'decoder_replaced', 'evaluate', 'examples', 'load_run', 'mimdet_evaluate', 'format_rows', 'check_classes',
            'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-71deec5f
+# %% ../nbs/14_evaluate.ipynb #02-f74b38ec
 import contextlib, io, json, time
 from pathlib import Path
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -20,15 +19,15 @@ from torch import nn
 from tqdm.auto import tqdm
 import mimdet.compat
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from .core import MimdetError, atomic_path, command, read_json, write_json
+from .core import MimdetError, atomic_path, command, write_json
 from .data import DatasetInfo, TestMapper, list_images, parse_dataset, png_text, read_image, register, test_augmentation, test_loader
-from .detector import build, draw, predict
+from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import load_detector
-from .recipes import config, override
+from .recipes import config
 from .sampler import STRATEGIES, check_ratio
 
-# %% ../nbs/14_evaluate.ipynb #05-6ea5733e
+# %% ../nbs/14_evaluate.ipynb #05-85e483f2
 @contextlib.contextmanager
 def sampling(
     model,         # a `Detector`
@@ -46,7 +45,6 @@ def sampling(
         yield model
     finally: backbone.sample_ratio, model.strategy, model.sample_seed = before
 
-@torch.no_grad()
 def detections(
     model,            # a `Detector`
     loader,           # from `mimdet.data.test_loader`
@@ -54,11 +52,11 @@ def detections(
     progress='detect',# label of the progress bar
 )->list:              # of COCO results
     "What the model finds in the images of a loader."
-    model.eval()
     found = []
-    for batch in tqdm(loader, desc=progress, unit='batch', disable=None):
-        for sample, output in zip(batch, model(batch)):
-            found += instances_to_coco_json(output['instances'].to('cpu'), sample['image_id'])
+    with evaluating(model):
+        for batch in tqdm(loader, desc=progress, unit='batch', disable=None):
+            for sample, output in zip(batch, model(batch)):
+                found += instances_to_coco_json(output['instances'].to('cpu'), sample['image_id'])
     for detection in found: detection['category_id'] = info.category_ids[detection['category_id']]
     return found
 
@@ -93,7 +91,7 @@ def average_precision(
 
 def _percent(value): return None if value < 0 else round(100*float(value), 3)
 
-# %% ../nbs/14_evaluate.ipynb #12-c8807363
+# %% ../nbs/14_evaluate.ipynb #12-683338a6
 class StemAlone(nn.Module):
     "Takes the decoder's place: c4 as a linear function of the stem's features at the same token."
     def __init__(self, weight, bias):
@@ -102,7 +100,6 @@ class StemAlone(nn.Module):
         self.register_buffer('bias', bias)     # (decoder_dim,)
     def forward(self, seen, keep, grid, features): return features @ self.weight + self.bias
 
-@torch.no_grad()
 def fit_stem_alone(
     model,   # a `Detector`
     loader,  # of images to fit on; not those to evaluate on
@@ -110,9 +107,9 @@ def fit_stem_alone(
     "Least squares from the stem's tokens to the decoder's."
     pairs = []
     hook = model.backbone.bottom_up.decoder.register_forward_hook(lambda module, args, out: pairs.append((args[3], out)))
-    model.eval()
     try:
-        for batch in loader: model.backbone(model.preprocess_image(batch).tensor)
+        with evaluating(model):
+            for batch in loader: model.backbone(model.preprocess_image(batch).tensor)
     finally: hook.remove()
     x, y = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]).double().cpu() for i in (0, 1))
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
@@ -157,8 +154,7 @@ def evaluate(
     kinds = ('bbox', 'segm') if info.masks else ('bbox',)
     return row | {kind: average_precision(info.json, found, kind, ids) for kind in kinds}
 
-# %% ../nbs/14_evaluate.ipynb #18-53060771
-@torch.no_grad()
+# %% ../nbs/14_evaluate.ipynb #18-67f44287
 def examples(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
@@ -205,7 +201,7 @@ def load_run(
     load_detector(model, folder/'model_final.pth')
     return cfg, model.eval()
 
-# %% ../nbs/14_evaluate.ipynb #22-ca40acc1
+# %% ../nbs/14_evaluate.ipynb #22-c1fa91ce
 def _model(run, weights, device):
     if not weights: return load_run(run, device)
     cfg = config(run)
@@ -222,8 +218,8 @@ def mimdet_evaluate(
     run:str,           # output folder of mimdet_train, or a recipe name together with --weights
     dataset:str='',    # annotations.json:images/, or coco_2017_val; default: the run's validation set
     ratio:str='',      # sample ratios, separated by commas; default: the model's own
-    strategy:str='random', # random, grid or block
-    seed:int=0,        # which tokens are sampled
+    strategy:str='',   # random, grid or block; default: the model's own
+    seed:int=None,     # which tokens are sampled; default: the model's own, 0
     weights:str='',    # a detector's weights, for a recipe name
     output:str='',     # folder for predictions (COCO results) and metrics.json
     batch:int=1,       # images at a time; more only where all have one size
@@ -232,6 +228,7 @@ def mimdet_evaluate(
 ):
     "Box and mask AP at any sample ratio, strategy and seed."
     ratios = _ratios(ratio)
+    if limit < 0: raise MimdetError(f'--limit {limit} is negative')
     cfg, model = _model(run, weights, device)
     dataset = dataset or cfg.data.val
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
@@ -239,8 +236,8 @@ def mimdet_evaluate(
     rows = []
     for r in ratios:
         name = f'{output}/predictions_{r or model.backbone.bottom_up.sample_ratio:g}.json' if output else ''
-        rows.append(evaluate(model, info, cfg.data, r, strategy, seed, batch=batch, limit=limit or None, predictions=name))
-    print(f'{info.json}: {rows[0]["images"]} images, sampling {strategy}, seed {seed}')
+        rows.append(evaluate(model, info, cfg.data, r, strategy or None, seed, batch=batch, limit=limit or None, predictions=name))
+    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}')
     print(format_rows(rows))
     if output: write_json(f'{output}/metrics.json', rows)
 
@@ -259,7 +256,7 @@ def check_classes(cfg, info):
     for mine, theirs in zip(known or (), info.classes):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
-# %% ../nbs/14_evaluate.ipynb #25-0fe8c5bc
+# %% ../nbs/14_evaluate.ipynb #25-debd72ab
 @command
 def mimdet_predict(
     run:str,             # output folder of mimdet_train
@@ -274,6 +271,7 @@ def mimdet_predict(
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
     cfg, model = load_run(run, device)
     paths = _pictures(images)
+    drawn = _targets(paths, Path(output))
     names = cfg.data.classes
     found = []
     with sampling(model, ratio, seed=seed):
@@ -283,10 +281,19 @@ def mimdet_predict(
             instances = instances[instances.scores >= threshold]
             entries = instances_to_coco_json(instances, path.name)
             found += [dict(file_name=e.pop('image_id'), category=names[e['category_id']], **e | dict(category_id=cfg.data.category_ids[e['category_id']])) for e in entries]
-            with atomic_path(Path(output)/f'{path.stem}.png') as part: Image.fromarray(draw(pixels, instances, names, threshold, scale)).save(part, 'PNG')
+            with atomic_path(drawn[path]) as part: Image.fromarray(draw(pixels, instances, names, threshold, scale)).save(part, 'PNG')
             print(f'{path.name}: {", ".join(names[k] for k in instances.pred_classes.tolist()) or "nothing"}')
     write_json(Path(output)/'predictions.json', found)
     print(f'{len(found)} objects in {len(paths)} images: {output}')
+
+def _targets(paths, output):
+    "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing, or if a picture cannot be read."
+    targets = {path: output/f'{path.stem}.png' for path in paths}
+    for path, target in targets.items():
+        read_image(path)
+        if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
+    if len({*targets.values()}) < len(paths): raise MimdetError(f'two of the pictures have one name, apart from folder and ending: predict them into two folders')
+    return targets
 
 def _pictures(images):
     paths = [Path(part) for part in images.split(',')]

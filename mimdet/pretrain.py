@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Crops', 'Pretraining', 'pretrain', 'autoencoder', 'reconstructions', 'as_examples', 'mimdet_pretrain']
 
-# %% ../nbs/13_pretrain.ipynb #02-12d96304
+# %% ../nbs/13_pretrain.ipynb #02-d0bd4371
 import time
 from pathlib import Path
-import numpy as np
+from statistics import median
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 import mimdet.compat
 from .core import MimdetError, command, config_hash, rng_for, seed_for, sha256
-from .data import list_images, png_text, read_image
+from .data import Loader, list_images, png_text, read_image
 from .detector import has_bf16
-from .engine import clip_gradients, fit, lr_schedule, pick_device
+from .engine import fit, lr_schedule, pick_device, read_metrics
 from .pretrained import save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
 from .sampler import image_noise
@@ -64,7 +64,7 @@ class Pretraining(nn.Module):
         device = self.mean.device
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)): return dict(loss=self.reconstruct(*batch).loss)
 
-# %% ../nbs/13_pretrain.ipynb #09-e0eff2b0
+# %% ../nbs/13_pretrain.ipynb #09-fbb503fb
 def pretrain(
     images,               # folder of images
     output,               # output folder
@@ -92,12 +92,17 @@ def pretrain(
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)], lr=lr, betas=(0.9, 0.95))
     crops = Crops(images, side, seed, least)
-    loader = lambda done: DataLoader(crops, batch_sampler=[range(k*batch, (k + 1)*batch) for k in range(done, steps)], num_workers=workers)
+    loader = lambda done: Loader(crops, batch_sampler=[range(k*batch, (k + 1)*batch) for k in range(done, steps)], num_workers=workers)
     fit(model, optimizer, lr_schedule(optimizer, 'cosine', steps, warmup=warmup), loader, steps, output, seed, max(1, steps//5), 20, resume,
         config_hash([settings, [p.name for p in crops.paths]]))
     path, seconds = Path(output)/'mae_full.pth', time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
-    return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=steps*batch/seconds, settings=settings, model=model, crops=crops, device=device)
+    return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch), settings=settings, model=model, crops=crops, device=device)
+
+def _rate(output, batch):
+    "Images a second by the logged time of a step; None for a run too short to have one."
+    times = [t for t in read_metrics(output).get('time', []) if t]
+    return batch/median(times) if times else None
 
 def autoencoder(
     size:str, # tiny, small, base or large

@@ -6,13 +6,15 @@
 __all__ = ['SIZES', 'DESIGNS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD', 'PUBLISHED', 'Recipe', 'names', 'recipe', 'nearest',
            'to_config', 'config', 'override', 'parameter_count', 'mimdet_models']
 
-# %% ../nbs/11_recipes.ipynb #02-f284e2a3
-import difflib
+# %% ../nbs/11_recipes.ipynb #02-b91d5e8d
+import difflib, numbers
 from dataclasses import dataclass, fields, replace
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 from .core import MimdetError, command
 
-# %% ../nbs/11_recipes.ipynb #05-168d5191
+# %% ../nbs/11_recipes.ipynb #05-0392b717
 @dataclass(frozen=True)
 class Recipe:
     "Everything that cannot be derived: the network, the detector around it, the schedule."
@@ -59,18 +61,22 @@ class Recipe:
     test_short_edge:int=800
     max_size:int=1333        # of the long edge
 
+    def __post_init__(self):
+        for field in ('images', 'epochs', 'batch', 'base_lr'):
+            if not getattr(self, field) > 0: raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
+
     @property
     def iterations(self): return max(1, round(self.epochs*self.images/self.batch))
     @property
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
 
-# %% ../nbs/11_recipes.ipynb #08-ddd09fc3
+# %% ../nbs/11_recipes.ipynb #08-2e51ad8b
 SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
               rpn_convs=1, box_convs=0, box_fc=256, mask_convs=2, mask_channels=48,
-              base_lr=2e-3*8**0.5, lr_factor=1., weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
+              base_lr=1e-3*8**0.5, weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
               short_edges=(128,), test_short_edge=128, max_size=256),
     small=dict(dim=384, heads=6),
     base=dict(),
@@ -113,7 +119,7 @@ def nearest(word, choices)->str:
     close = difflib.get_close_matches(word, choices, n=1)
     return f', did you mean {close[0]!r}?' if close else ''
 
-# %% ../nbs/11_recipes.ipynb #12-e7447c22
+# %% ../nbs/11_recipes.ipynb #12-b1adeca4
 def _call(target, **arguments): return dict(_target_=target, **arguments)
 
 def _backbone(r):
@@ -140,7 +146,7 @@ def _heads(r):
     prefix = 'detectron2.modeling'
     levels = [f'p{i + 2}' for i in range(r.levels)]
     shape = lambda channels, side: _call('detectron2.layers.ShapeSpec', channels=channels, height=side, width=side)
-    pooler = lambda side: _call(f'{prefix}.poolers.ROIPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
+    pooler = lambda side: _call('mimdet.detector.FullPrecisionPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
         sampling_ratio=r.pool_samples, pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
     return _call(f'{prefix}.roi_heads.StandardROIHeads', num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
         proposal_matcher=_call(f'{prefix}.matcher.Matcher', thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False),
@@ -183,7 +189,7 @@ def config(
     "The LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
     return to_config(recipe(name, **overrides), name)
 
-# %% ../nbs/11_recipes.ipynb #17-6054b5f6
+# %% ../nbs/11_recipes.ipynb #17-a09ad461
 def override(
     cfg:DictConfig,   # left as it is
     assignments:list, # 'dotted.key=value' strings, values in YAML
@@ -195,7 +201,12 @@ def override(
         key, equals, value = assignment.partition('=')
         if not equals: raise MimdetError(f'{assignment!r} is not of the form key=value')
         if key not in keys: raise MimdetError(f'the configuration has no {key!r}{nearest(key, keys)}')
-        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f'x={value}']).x)
+        try: value = OmegaConf.from_dotlist([f'x={value}']).x
+        except (YAMLError, OmegaConfBaseException): raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
+        old = OmegaConf.select(cfg, key)
+        for kind, name in ((numbers.Number, 'a number'), (ListConfig, 'a list'), (DictConfig, 'a section')):
+            if isinstance(old, kind) and not isinstance(value, kind): raise MimdetError(f'{assignment!r}: {key} is {name}, as in {old}')
+        OmegaConf.update(cfg, key, value)
     return cfg
 
 def _dotted(node, prefix=''):

@@ -235,7 +235,7 @@ def _number(value): return NOT_RUN if value is None else f'{value:.1f}'
 
 def _lost(before, after): return NOT_RUN if before is None or after is None else f'{before - after:+.1f}'
 
-# %% ../nbs/16_results.ipynb #44-fc79c1fc
+# %% ../nbs/16_results.ipynb #44-60e1ea25
 def caption(
     records,     # those that the table or figure is made of
     what:str='', # a sentence in front
@@ -250,11 +250,17 @@ def caption(
              f'Hardware: {_join(_machine(r["hardware"]) for r in records)}.', f'Run {_dates(records)} at commit {_commits(records)}.']
     return ' '.join(p for p in parts if p)
 
+def _start(record): return datetime.fromisoformat(record['date']) - timedelta(seconds=record['wall_seconds'])
+
 def took(records)->dict:
-    "Minutes from a profile's first start to its last end, the machine, and the memory of its largest run in GB."
-    ends = [datetime.fromisoformat(r['date']) for r in records]
-    starts = [end - timedelta(seconds=r['wall_seconds']) for end, r in zip(ends, records)]
-    return dict(minutes=(max(ends) - min(starts)).total_seconds()/60, machine=_join(_machine(r['hardware']) for r in records),
+    "Minutes in which runs were under way, the machine, and the memory of its largest run in GB."
+    seconds, reached = 0, None
+    for r in sorted(records, key=lambda r: _start(r)):
+        end = datetime.fromisoformat(r['date'])
+        if reached is None or end > reached: # runs overlap: count each moment once
+            seconds += (end - max(_start(r), reached or _start(r))).total_seconds()
+            reached = end
+    return dict(minutes=seconds/60, machine=_join(_machine(r['hardware']) for r in records),
                 gigabytes=max(r['peak_memory_mb'] for r in records)/1000)
 
 def source_line(records)->str:

@@ -6,7 +6,7 @@
 __all__ = ['parameter_groups', 'with_classes', 'train', 'start_from', 'fingerprint', 'evaluation_hooks', 'is_file', 'read_config',
            'mimdet_train']
 
-# %% ../nbs/15_train.ipynb #02-bd14e9ee
+# %% ../nbs/15_train.ipynb #02-ed2beff6
 import time
 from pathlib import Path
 import torch
@@ -19,7 +19,7 @@ from .core import MimdetError, command, config_hash, sha256
 from .data import PAPER_CROP, DatasetInfo, TrainMapper, check_dataset, parse_dataset, register, train_augmentation, train_loader
 from .detector import build
 from .engine import clip_gradients, fit, lr_schedule, pick_device
-from .evaluate import check_classes, evaluate, mimdet_evaluate
+from .evaluate import check_classes, evaluate, format_rows
 from .pretrained import load_detector, load_mae, save_weights
 from .recipes import config, override
 
@@ -51,7 +51,7 @@ def with_classes(
     cfg.data.classes, cfg.data.category_ids = list(info.classes), list(info.category_ids)
     return cfg
 
-# %% ../nbs/15_train.ipynb #10-ac8662d7
+# %% ../nbs/15_train.ipynb #10-955a0e3a
 def train(
     cfg:DictConfig,    # from `mimdet.recipes.config`, changed as you like
     resume:bool=False, # go on from the output folder's checkpoint, if there is one
@@ -84,23 +84,25 @@ def start_from(model, cfg)->list:
     return reports
 
 def fingerprint(cfg, info):
-    "Identifies what a training computes: the configuration without paths and periods, and the data."
+    "Identifies what a training computes: the configuration without places and periods, the data, and the weights it starts from."
     plain = OmegaConf.to_container(cfg)
-    for key in ('output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device'): plain['train'].pop(key)
+    for key in ('output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'init_checkpoint'): plain['train'].pop(key)
     for key in ('train', 'val', 'workers'): plain['data'].pop(key)
-    return config_hash([plain, info.sha256])
+    start = plain.pop('mae_checkpoint')['path'], cfg.train.init_checkpoint
+    return config_hash([plain, info.sha256, [path and sha256(path) for path in start]])
 
 def evaluation_hooks(cfg, model):
-    "Evaluate on the validation set now and then, if the configuration says so."
-    if not cfg.data.val or not cfg.train.eval_period: return []
+    "Evaluate on the validation set, if there is one: every `eval_period` steps, and at the end."
+    if not cfg.data.val: return []
     info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val))
     check_classes(cfg, info)
     def run():
         row = evaluate(model, info, cfg.data)
+        print(format_rows([row]))
         return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)} for kind in ('bbox', 'segm') if kind in row}
     return [hooks.EvalHook(cfg.train.eval_period, run)]
 
-# %% ../nbs/15_train.ipynb #16-a2bfc8a0
+# %% ../nbs/15_train.ipynb #16-ee397fb0
 def is_file(source): return source.endswith(('.yaml', '.py'))
 
 def read_config(
@@ -112,7 +114,7 @@ def read_config(
     if changes: raise MimdetError(f'{source}: {", ".join(changes)} can only be given with a recipe name; use key=value changes')
     if not Path(source).is_file(): raise MimdetError(f'{source}: no such file')
     cfg = LazyConfig.load(source)
-    missing = [key for key in ('model', 'optimizer', 'schedule', 'data', 'train') if key not in cfg]
+    missing = [key for key in ('model', 'optimizer', 'schedule', 'data', 'mae_checkpoint', 'train') if key not in cfg]
     if missing: raise MimdetError(f'{source} is no training configuration: no {missing[0]!r}; `mimdet_models --name RECIPE` prints one')
     return cfg
 
@@ -122,26 +124,26 @@ def mimdet_train(
     config:str='mimdet_tiny_v1_sr0.5_3x', # a recipe name (mimdet_models lists them), or a .yaml or .py configuration
     dataset:str='',      # annotations.json:images/ to train on; default: the configuration's
     val:str='',          # likewise, to evaluate on; default: the configuration's, or none with --dataset
-    output:str='runs/train', # output folder
+    output:str='',       # output folder; default: the configuration's, runs/train
     epochs:float=0,      # passes over the data; 0: the recipe's
     batch:int=0,         # images a step; 0: the recipe's; iterations and learning rate follow
     mae:str='',          # full MAE file to start from
     init:str='',         # detector to start from
-    seed:int=0,          # of everything random
-    device:str='auto',   # cpu, cuda, ...
+    seed:int=None,       # of everything random; default: the configuration's, 0
+    device:str='',       # cpu, cuda, ...; default: the configuration's, the GPU if there is one
     resume:bool=False,   # go on from the output folder's checkpoint
 ):
     "Train a detector on COCO or on your own data."
     changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
+    options = dict(output_dir=output or None, seed=seed, device=device or None, init_checkpoint=init or None)
     if dataset and not is_file(config): changes |= dict(images=check_dataset(*parse_dataset(dataset), files=False)['images'])
     cfg = read_config(config, **changes)
     if dataset: cfg.data.train, cfg.data.val = dataset, val
     if val: cfg.data.val = val
-    cfg.train.output_dir, cfg.train.seed, cfg.train.device = output, seed, device
+    for key, value in options.items():
+        if value is not None: cfg.train[key] = value
     if mae: cfg.mae_checkpoint.path = mae
-    if init: cfg.train.init_checkpoint = init
     cfg = override(cfg, list(overrides))
     result = train(cfg, resume)
     for report in result['reports']: print(report)
-    print(f"{output}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s on {result['device']}, sha256 {result['weights']}")
-    if cfg.data.val: mimdet_evaluate([output, '--dataset', cfg.data.val, '--device', device])
+    print(f"{cfg.train.output_dir}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s on {result['device']}, sha256 {result['weights']}")

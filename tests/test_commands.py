@@ -65,6 +65,11 @@ def test_truncated_image(call, emoji, tmp_path):
     (['--config', 'nowhere.yaml'], 'no such file'),
     (['--device', 'abacus'], "'abacus' is not available"),
     (['--init', 'nowhere.pth'], 'no such file'),
+    (['--batch', '-1'], 'batch=-1 must be more than 0'),
+    (['schedule.iterations=0'], 'must be at least 1'),
+    (['train.checkpoint_period=0'], 'must be at least 1'),
+    (['data.short_edges=[128'], 'not valid YAML'),
+    (['optimizer.lr=1e-3x'], 'optimizer.lr is a number'),
 ])
 def test_bad_arguments(call, arguments, message, emoji, tmp_path):
     data = [] if '--dataset' in arguments else ['--dataset', spec(emoji['train'])]
@@ -127,6 +132,14 @@ def test_predict(call, trained, tmp_path):
     assert sizes == {'grey.png': (90, 60), 'rgba.png': (90, 60), 'cmyk.png': (90, 60), 'turned.png': (60, 90)}
     found = json.loads((tmp_path/'out'/'predictions.json').read_text())
     assert all(set(f) == {'file_name', 'category', 'category_id', 'bbox', 'score', 'segmentation'} for f in found)
+
+def test_predict_keeps_the_pictures(call, trained, tmp_path):
+    pictures(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert 'is one of the pictures' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path))
+    Image.open(tmp_path/'grey.png').save(tmp_path/'turned.png')
+    assert 'have one name' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path/'out'))
+    assert {p: p.read_bytes() for p in before} == before
 
 def test_predict_bad_input(call, trained, tmp_path):
     (tmp_path/'broken.jpg').write_bytes(b'\xff\xd8\xff')

@@ -42,3 +42,14 @@ def test_resume_refuses_another_configuration(trained, emoji):
     other = run_command('mimdet_train', 'schedule.iterations=3', 'optimizer.lr=0.5', *SHORT, '--dataset', spec(emoji['train']), '--output', trained, '--resume')
     assert other.returncode == 2 and 'belongs to another configuration' in other.stderr
     assert (trained/'config.yaml').read_text() == before
+
+def test_evaluation_leaves_training_alone(trained, emoji, tmp_path):
+    "Evaluating after each step changes no weight, and every result is logged, the last one too."
+    out = tmp_path/'watched'
+    options = [option for option in SHORT if not option.startswith('train.eval_period')]
+    done = run_command('mimdet_train', 'schedule.iterations=3', 'train.eval_period=1', *options, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', out)
+    assert done.returncode == 0, done.stderr
+    one, other = weights(trained), weights(out)
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+    lines = [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
+    assert sum('bbox/AP' in line for line in lines) == 3

@@ -18,7 +18,11 @@ def main(profile, *options):
         try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
         # snakemake's own lock outlives a killed run; this one does not
-        code = subprocess.run(['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', *QUIET, *options], cwd=ROOT).returncode
+        running = subprocess.Popen(['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', *QUIET, *options], cwd=ROOT)
+        try: code = running.wait()
+        except KeyboardInterrupt: # snakemake was told too: let it put its house in order
+            running.wait()
+            sys.exit('interrupted: call again to go on')
     if code: sys.exit(f'not all of profile {profile} was made: the lines with "error:" above say what failed; mend it and call again, what is done stays done')
     if not {'-n', '--dry-run'} & set(options): show(ROOT/'figures'/profile)
 
