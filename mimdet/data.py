@@ -8,7 +8,7 @@ __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 
            'RandomCrop', 'train_augmentation', 'test_augmentation', 'TrainMapper', 'TestMapper', 'BatchOrder',
            'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
 
-# %% ../nbs/09_data.ipynb #02-2ed99d45
+# %% ../nbs/09_data.ipynb #02-80d47eee
 import io, logging, math, os, struct, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Dataset
 import mimdet.compat
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog

@@ -8,8 +8,8 @@ __all__ = ['SETUP', 'INSTEAD', 'COCO_IMAGES', 'CHECKS', 'Finding', 'check_python
            'check_datasets', 'check_room', 'check_disk', 'free_memory', 'check_memory', 'check_writable',
            'check_folders', 'examine', 'show', 'mimdet_doctor']
 
-# %% ../nbs/18_doctor.ipynb #02-87ba2475
-import importlib, importlib.metadata, os, platform, shutil, subprocess, sys, tempfile
+# %% ../nbs/18_doctor.ipynb #02-55c04afc
+import importlib, importlib.metadata, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 from typing import NamedTuple
 from .core import command, cpu_name, datasets_dir

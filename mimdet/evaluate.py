@@ -7,8 +7,8 @@ __all__ = ['METRICS', 'sampling', 'detections', 'quiet_coco', 'average_precision
            'decoder_replaced', 'evaluate', 'examples', 'load_run', 'mimdet_evaluate', 'format_rows', 'check_classes',
            'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-f74b38ec
-import contextlib, io, json, time
+# %% ../nbs/14_evaluate.ipynb #02-5a62dee6
+import contextlib, io, time
 from pathlib import Path
 import torch
 from omegaconf import OmegaConf
@@ -256,7 +256,7 @@ def check_classes(cfg, info):
     for mine, theirs in zip(known or (), info.classes):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
-# %% ../nbs/14_evaluate.ipynb #25-debd72ab
+# %% ../nbs/14_evaluate.ipynb #25-9e468661
 @command
 def mimdet_predict(
     run:str,             # output folder of mimdet_train
@@ -292,7 +292,7 @@ def _targets(paths, output):
     for path, target in targets.items():
         read_image(path)
         if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
-    if len({*targets.values()}) < len(paths): raise MimdetError(f'two of the pictures have one name, apart from folder and ending: predict them into two folders')
+    if len({*targets.values()}) < len(paths): raise MimdetError('two of the pictures have one name, apart from folder and ending: predict them into two folders')
     return targets
 
 def _pictures(images):

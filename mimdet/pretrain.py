@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Crops', 'Pretraining', 'pretrain', 'autoencoder', 'reconstructions', 'as_examples', 'mimdet_pretrain']
 
-# %% ../nbs/13_pretrain.ipynb #02-d0bd4371
+# %% ../nbs/13_pretrain.ipynb #02-a0866192
 import time
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-import mimdet.compat
 from .core import MimdetError, command, config_hash, rng_for, seed_for, sha256
 from .data import Loader, list_images, png_text, read_image
 from .detector import has_bf16

@@ -1,7 +1,6 @@
 """A training killed at a random step and resumed ends with the weights of one that ran through, bit for bit."""
 import json, random, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
 import torch
 from conftest import SHORT, run_command, spec
 
