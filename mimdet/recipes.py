@@ -71,12 +71,12 @@ class Recipe:
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
 
-# %% ../nbs/11_recipes.ipynb #08-2e51ad8b
+# %% ../nbs/11_recipes.ipynb #08-ddd09fc3
 SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
               rpn_convs=1, box_convs=0, box_fc=256, mask_convs=2, mask_channels=48,
-              base_lr=1e-3*8**0.5, weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
+              base_lr=2e-3*8**0.5, lr_factor=1., weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
               short_edges=(128,), test_short_edge=128, max_size=256),
     small=dict(dim=384, heads=6),
     base=dict(),
