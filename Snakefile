@@ -18,18 +18,17 @@ FIGURE_FILES = dict(table_ratio=['table_ratio.csv', 'table_ratio.md', 'table_rat
                     training_curves=['training_curves.png', 'training_curves.svg'], predictions=['predictions.png', 'predictions.svg'],
                     reconstructions=['reconstructions.png', 'reconstructions.svg'])
 
-def parameters(stage, name, **values):
-    "A notebook's parameters as JSON: what the profile says of its stage, and where things are."
-    return json.dumps(dict(profile=PROFILE, name=name, record=f'{RECORDS}/{name}.json', **study[stage], **values), sort_keys=True)
+def parameters(settings, name, **values):
+    "A notebook's parameters as JSON: what the profile says of the run, and where things are."
+    return json.dumps(dict(profile=PROFILE, name=name, record=f'{RECORDS}/{name}.json', **settings, **values), sort_keys=True)
 
 def train_parameters(wildcards):
     common, own = study['train']['common'], TRAININGS[wildcards.name]
     settings = common | own | dict(changes=common.get('changes', {}) | own.get('changes', {}))
-    return json.dumps(dict(profile=PROFILE, name=f'train_{wildcards.name}', record=f'{RECORDS}/train_{wildcards.name}.json', dataset=DATA, mae=MAE,
-                           output=f'{RUNS}/train/{wildcards.name}', threads=THREADS['train'], **settings), sort_keys=True)
+    return parameters(settings, f'train_{wildcards.name}', dataset=DATA, mae=MAE, output=f'{RUNS}/train/{wildcards.name}', threads=THREADS['train'])
 
 def evaluate_parameters(wildcards):
-    return parameters('evaluate', f'evaluate_{wildcards.name}', train=f'train_{wildcards.name}', run=f'{RUNS}/train/{wildcards.name}', dataset=DATA,
+    return parameters(study['evaluate'], f'evaluate_{wildcards.name}', train=f'train_{wildcards.name}', run=f'{RUNS}/train/{wildcards.name}', dataset=DATA,
                       output=f'{RUNS}/evaluate/{wildcards.name}', threads=THREADS['evaluate'])
 
 RUN = 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q}'
@@ -42,14 +41,14 @@ rule all:
 rule data:
     input: notebook='nbs/experiments/data.ipynb'
     output: executed=f'{RUNS}/data.ipynb', record=f'{RECORDS}/data.json'
-    params: parameters=parameters('data', 'data', output=DATA, workers=THREADS['data'])
+    params: parameters=parameters(study['data'], 'data', output=DATA, workers=THREADS['data'])
     threads: THREADS['data']
     shell: RUN
 
 rule pretrain:
     input: f'{RECORDS}/data.json', notebook='nbs/experiments/pretrain.ipynb'
     output: MAE, executed=f'{RUNS}/pretrain.ipynb', record=f'{RECORDS}/pretrain.json'
-    params: parameters=parameters('pretrain', 'pretrain', dataset=DATA, output=f'{RUNS}/pretrain', threads=THREADS['pretrain'])
+    params: parameters=parameters(study['pretrain'], 'pretrain', dataset=DATA, output=f'{RUNS}/pretrain', threads=THREADS['pretrain'])
     threads: THREADS['pretrain']
     shell: RUN
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pick_device', 'lr_schedule', 'SeedSteps', 'Checkpoint', 'Writers', 'clip_gradients', 'fit', 'read_metrics']
 
-# %% ../nbs/12_engine.ipynb #02-64afa955
+# %% ../nbs/12_engine.ipynb #02-8cf603a4
 import json, logging
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from .core import MimdetError, seed_for, write_text
-from .pretrained import save_weights
+from .pretrained import read_checkpoint, save_weights
 
 # %% ../nbs/12_engine.ipynb #05-22e9face
 def pick_device(
@@ -74,7 +74,7 @@ def clip_gradients(
     def clip(optimizer, args, kwargs): nn.utils.clip_grad_norm_(parameters, norm)
     if norm: optimizer.register_step_pre_hook(clip)
 
-# %% ../nbs/12_engine.ipynb #13-775094c6
+# %% ../nbs/12_engine.ipynb #13-cf6e42ef
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
@@ -113,7 +113,7 @@ def fit(
 def _last_state(path, resume, fingerprint):
     if not path.exists(): return None
     if not resume: raise MimdetError(f'{path} is there from an earlier run: resume it, or choose another output folder')
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = read_checkpoint(path)
     if state['fingerprint'] != fingerprint: raise MimdetError(f'{path} belongs to another configuration: delete it, or choose another output folder')
     return state
 
