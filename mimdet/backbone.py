@@ -16,7 +16,7 @@ from .sampler import check_ratio, keep_tokens, padding_mask
 from .stem import ConvStem
 from .vit import Decoder, Encoder
 
-# %% ../nbs/06_backbone.ipynb #05-89a6ca71
+# %% ../nbs/06_backbone.ipynb #05-0eaf520a
 class MIMDetBackbone(Backbone):
     "Stem, partially observing encoder, completing decoder: c2, c3, c4, c5 at strides 4, 8, 16, 32 (paper, section 3)."
     def __init__(self,
@@ -31,11 +31,12 @@ class MIMDetBackbone(Backbone):
         sample_ratio:float=0.5,  # share of tokens that the encoder sees, in (0, 1]
         drop_path:float=0.,      # stochastic depth of the last encoder block
         norm_eps:float=1e-6,     # of all layer norms; the recipes use 1e-5
+        checkpointing:bool=False, # of activations: less memory in training, for more time
     ):
         super().__init__()
         self.sample_ratio = check_ratio(sample_ratio)
-        self.encoder = Encoder(ConvStem(dim), dim, depth, heads, img_size, drop_path, norm_eps)
-        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, norm_eps, fill)
+        self.encoder = Encoder(ConvStem(dim), dim, depth, heads, img_size, drop_path, norm_eps, checkpointing=checkpointing)
+        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, norm_eps, fill, checkpointing)
         channels = dict(c2=dim//4, c3=dim//2, c4=decoder_dim, c5=decoder_dim)
         self._out_features = list(channels)
         self._out_feature_channels = channels
