@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RECORD_KEYS', 'MimdetError', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256',
-           'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'command', 'check_parameters',
-           'versions', 'git_state', 'cpu_name', 'hardware', 'peak_memory_mb', 'make_record', 'read_record',
-           'encode_bytes', 'decode_bytes']
+           'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'complaining', 'command',
+           'check_parameters', 'versions', 'git_state', 'cpu_name', 'hardware', 'peak_memory_mb', 'make_record',
+           'read_record', 'encode_bytes', 'decode_bytes']
 
 # %% ../nbs/00_core.ipynb #02-98604cd0
 import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
@@ -87,7 +87,19 @@ def project_root(
         if (folder/'settings.ini').is_file(): return folder
     raise MimdetError(f'{start} is not inside a checkout of mimdet: no settings.ini here or above')
 
-# %% ../nbs/00_core.ipynb #21-68048fea
+# %% ../nbs/00_core.ipynb #21-14c75861
+@contextmanager
+def complaining(
+    name:str, # of the command
+):
+    "A user's mistake inside the block exits with 2 and one line."
+    logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
+    try: yield
+    except (MimdetError, OSError) as e:
+        print(f'{name}: error: ' + ' '.join(str(e).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
+
 def command(func):
     "Make `func` a console command: options from its signature; a user's mistake exits with 2 and one line."
     from fastcore.script import anno_parser
@@ -98,21 +110,14 @@ def command(func):
         argv = sys.argv[1:] if argv is None else argv
         argv = [_underscored(a) if a.startswith('--') else a for a in argv]
         name = func.__name__
-        logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
         options = vars(anno_parser(func, prog=name).parse_args(argv))
         for fastcores_own in ('pdb', 'xtra'): options.pop(fastcores_own)
-        try: func(**options)
-        except (MimdetError, OSError) as e: sys.exit(_complain(name, e))
-        except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
+        with complaining(name): func(**options)
     return main
 
 def _underscored(option):
     name, *value = option.split('=', 1)
     return '='.join(['--' + name[2:].replace('-', '_'), *value])
-
-def _complain(name, error):
-    print(f'{name}: error: ' + ' '.join(str(error).split()), file=sys.stderr)
-    return 2
 
 # %% ../nbs/00_core.ipynb #25-109634a1
 def check_parameters(

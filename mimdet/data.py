@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'parse_dataset',
            'image_errors', 'read_image', 'list_images', 'png_text', 'check_dataset', 'DatasetInfo', 'register',
-           'RandomCrop', 'train_augmentation', 'test_augmentation', 'TrainMapper', 'TestMapper', 'BatchOrder',
-           'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
+           'RandomCrop', 'train_augmentation', 'test_augmentation', 'train_augmentation_of', 'test_augmentation_of',
+           'TrainMapper', 'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader',
+           'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
 import io, logging, math, os, struct, warnings
@@ -264,7 +265,11 @@ def test_augmentation(
     "detectron2 augmentations for evaluation: a resize."
     return [T.ResizeShortestEdge(short_edge, max_size)] if short_edge else []
 
-# %% ../nbs/09_data.ipynb #26-cf2fd179
+# %% ../nbs/09_data.ipynb #24-4cb71451
+def train_augmentation_of(data): return train_augmentation(list(data.short_edges), data.max_size, PAPER_CROP if data.crop else None, data.flip)
+def test_augmentation_of(data): return test_augmentation(data.test_short_edge, data.max_size)
+
+# %% ../nbs/09_data.ipynb #27-cf2fd179
 warnings.filterwarnings('ignore', 'The given NumPy array is not writable') # detectron2 stacks, and so copies, resized masks at once
 
 def _crops(step):
@@ -304,7 +309,7 @@ class TestMapper(_Mapper):
         augmentations:list, # as from `test_augmentation`
     ): super().__init__(False, augmentations, masks=False)
 
-# %% ../nbs/09_data.ipynb #33-a90bd5b6
+# %% ../nbs/09_data.ipynb #34-a90bd5b6
 class BatchOrder:
     "Which image comes when: a pure function of the seed, the groups and the batch size."
     def __init__(self,
@@ -342,7 +347,7 @@ class BatchOrder:
         epoch, rank = divmod(int(position), len(self.groups[group]))
         return int(self._shuffled(int(group), epoch)[rank])
 
-# %% ../nbs/09_data.ipynb #38-a938580d
+# %% ../nbs/09_data.ipynb #39-a938580d
 @contextmanager
 def numpy_seed(
     seed:int, # any whole number
@@ -369,7 +374,7 @@ class TrainingStream(Dataset):
         with numpy_seed(seed_for('augment', self.seed, k)): sample = self.mapper(self.records[self.order(k)])
         return sample | dict(draw=k)
 
-# %% ../nbs/09_data.ipynb #41-e0721c8a
+# %% ../nbs/09_data.ipynb #42-008146db
 class Loader(DataLoader):
     "A `DataLoader` that passes on a worker's complaint without the worker's traceback."
     def __iter__(self):
@@ -379,13 +384,14 @@ class Loader(DataLoader):
 @dataclass(frozen=True)
 class _Share:
     "Positions in the stream for one process, batch by batch."
-    batch:int; start:int; stop:int; rank:int; world:int
-    def __len__(self): return self.stop - self.start
+    batch:int; start:int; stop:int; rank:int; world:int; accumulate:int
+    def __len__(self): return (self.stop - self.start)*self.accumulate
     def __iter__(self):
-        share = self.batch//self.world
+        share = self.batch//(self.world*self.accumulate)
         for step in range(self.start, self.stop):
-            first = step*self.batch + self.rank*share
-            yield list(range(first, first + share))
+            for k in range(self.accumulate):
+                first = step*self.batch + (k*self.world + self.rank)*share
+                yield list(range(first, first + share))
 
 def train_loader(
     records:list,  # detectron2 dataset dicts, as in `DatasetInfo.records`
@@ -396,12 +402,13 @@ def train_loader(
     start:int=0,   # iterations already done
     rank:int=0,    # this process
     world:int=1,   # number of processes
+    accumulate:int=1,
     workers:int=0, # loading processes of this process
 )->DataLoader:     # of lists of samples
     "The training stream from iteration `start` to `stop`: the same for any number of workers and after any restart."
     if not records: raise MimdetError('the data set has no images to train on')
     if batch < 1 or batch % world: raise MimdetError(f'{batch=} must be a multiple of the {world} processes')
-    return Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world), collate_fn=list, num_workers=workers,
+    return Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world, accumulate), collate_fn=list, num_workers=workers,
                    generator=torch.Generator()) # or it would draw from torch's own in the step that follows a restart
 
 class _Mapped(Dataset):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Crops', 'Pretraining', 'pretrain', 'autoencoder', 'reconstructions', 'as_examples', 'mimdet_pretrain']
 
-# %% ../nbs/13_pretrain.ipynb #02-a0866192
+# %% ../nbs/13_pretrain.ipynb #02-e720a1df
 import time
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from .core import MimdetError, command, config_hash, rng_for, seed_for, sha256
 from .data import Loader, list_images, png_text, read_image
-from .detector import has_bf16
+from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
 from .pretrained import save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
@@ -45,7 +45,7 @@ class Crops(Dataset):
         if getattr(self, '_epoch', None) != epoch: self._epoch, self._permutation = epoch, rng_for('mae order', self.seed, epoch).permutation(len(self.paths))
         return self._permutation
 
-# %% ../nbs/13_pretrain.ipynb #08-51c5cd7a
+# %% ../nbs/13_pretrain.ipynb #08-f823c2c1
 class Pretraining(nn.Module):
     "An autoencoder's loss on batches of crops; which patches are hidden depends on the seed and the draw alone."
     def __init__(self, mae, mask_ratio, seed):
@@ -61,9 +61,10 @@ class Pretraining(nn.Module):
 
     def forward(self, batch):
         device = self.mean.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)): return dict(loss=self.reconstruct(*batch).loss)
+        dtype = precision('auto', device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): return dict(loss=self.reconstruct(*batch).loss)
 
-# %% ../nbs/13_pretrain.ipynb #09-fbb503fb
+# %% ../nbs/13_pretrain.ipynb #09-9c1db0ab
 def pretrain(
     images,               # folder of images
     output,               # output folder
@@ -93,7 +94,7 @@ def pretrain(
     crops = Crops(images, side, seed, least)
     loader = lambda done: Loader(crops, batch_sampler=[range(k*batch, (k + 1)*batch) for k in range(done, steps)], num_workers=workers)
     fit(model, optimizer, lr_schedule(optimizer, 'cosine', steps, warmup=warmup), loader, steps, output, seed, max(1, steps//5), 20, resume,
-        config_hash([settings, [p.name for p in crops.paths]]))
+        dict(settings, images=config_hash([p.name for p in crops.paths])), scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
     path, seconds = Path(output)/'mae_full.pth', time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch), settings=settings, model=model, crops=crops, device=device)

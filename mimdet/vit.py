@@ -51,11 +51,11 @@ def resize_positions(
     grid = F.interpolate(grid, size=(rows, columns), mode='bicubic', align_corners=False)
     return rearrange(grid, '1 c h w -> 1 (h w) c')
 
-# %% ../nbs/03_vit.ipynb #11-ca783149
-def blocks(dim, depth, heads, eps, drop_path=0.):
+# %% ../nbs/03_vit.ipynb #11-68477542
+def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
     "`depth` of timm's transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
-    return nn.ModuleList([Block(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=eps)) for rate in rates])
+    return nn.ModuleList([kind(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=eps)) for rate in rates])
 
 def run_blocks(
     blocks,                   # transformer blocks
