@@ -54,3 +54,7 @@ class _ResumableLRScheduler(hooks.LRScheduler):
     def load_state_dict(self, state): self.scheduler.load_state_dict(state)
 
 if not issubclass(torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler._LRScheduler): hooks.LRScheduler = _ResumableLRScheduler
+
+# %% ../nbs/05_compat.ipynb #18-4f089ff7
+for message in ('torch.meshgrid: in an upcoming release', 'TypedStorage is deprecated', '`broadcast_buffers` is deprecated', 'Grad strides do not match bucket view'):
+    warnings.filterwarnings('ignore', message)

@@ -87,7 +87,7 @@ def project_root(
         if (folder/'settings.ini').is_file(): return folder
     raise MimdetError(f'{start} is not inside a checkout of mimdet: no settings.ini here or above')
 
-# %% ../nbs/00_core.ipynb #21-14c75861
+# %% ../nbs/00_core.ipynb #21-7a2ed1d3
 @contextmanager
 def complaining(
     name:str, # of the command
@@ -110,7 +110,7 @@ def command(func):
         argv = sys.argv[1:] if argv is None else argv
         argv = [_underscored(a) if a.startswith('--') else a for a in argv]
         name = func.__name__
-        options = vars(anno_parser(func, prog=name).parse_args(argv))
+        options = vars(anno_parser(func, prog=name).parse_intermixed_args(argv))
         for fastcores_own in ('pdb', 'xtra'): options.pop(fastcores_own)
         with complaining(name): func(**options)
     return main
