@@ -137,7 +137,7 @@ def nearest(word, choices)->str:
     close = difflib.get_close_matches(word, choices, n=1)
     return f', did you mean {close[0]!r}?' if close else ''
 
-# %% ../nbs/11_recipes.ipynb #12-aa87351d
+# %% ../nbs/11_recipes.ipynb #12-9672b11b
 def _call(target, **arguments): return dict(_target_=target, **arguments)
 
 def _bottom_up(r):
@@ -167,22 +167,22 @@ def _proposals(r):
 def _heads(r):
     prefix = 'detectron2.modeling'
     levels = [f'p{i + 2}' for i in range(r.levels)]
-    shape = lambda channels, side: _call('detectron2.layers.ShapeSpec', channels=channels, height=side, width=side)
+    shape = lambda channels, **sides: _call('detectron2.layers.ShapeSpec', channels=channels, **sides)
     pooler = lambda side: _call('mimdet.detector.FullPrecisionPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
         sampling_ratio=r.pool_samples, pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
     return _call(f'{prefix}.roi_heads.StandardROIHeads', num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
-        proposal_matcher=_call(f'{prefix}.matcher.Matcher', thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False),
+        proposal_matcher=_call(f'{prefix}.matcher.Matcher', thresholds=[0.5], labels=[0, 1]),
         box_in_features=levels, box_pooler=pooler(7),
-        box_head=_call(f'{prefix}.roi_heads.FastRCNNConvFCHead', input_shape=shape(r.channels, 7),
+        box_head=_call(f'{prefix}.roi_heads.FastRCNNConvFCHead', input_shape=shape(r.channels, height=7, width=7),
                        conv_dims=[r.channels]*r.box_convs, fc_dims=[r.box_fc], conv_norm='BN'),
-        box_predictor=_call(f'{prefix}.roi_heads.FastRCNNOutputLayers', input_shape=_call('detectron2.layers.ShapeSpec', channels=r.box_fc),
+        box_predictor=_call(f'{prefix}.roi_heads.FastRCNNOutputLayers', input_shape=shape(r.box_fc),
                             box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[10., 10., 5., 5.]),
                             num_classes=r.classes, test_score_thresh=0.05),
         mask_in_features=levels, mask_pooler=pooler(14),
-        mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels, 14),
+        mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
 
-# %% ../nbs/11_recipes.ipynb #14-e0f4190e
+# %% ../nbs/11_recipes.ipynb #14-ff6d2dd2
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375) # ImageNet's, RGB, as MAE and MIMDet use them
 
 def to_config(
@@ -193,7 +193,7 @@ def to_config(
     return OmegaConf.create(dict(
         recipe=name,
         model=_call('mimdet.detector.Detector', backbone=_pyramid(r), proposal_generator=_proposals(r), roi_heads=_heads(r),
-                    pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD), input_format='RGB',
+                    pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD),
                     strategy='random', sample_seed=0, amp='auto', padded=bool(r.square)),
         optimizer=dict(groups=r.backbone, lr=r.lr, lr_factor=r.lr_factor, weight_decay=r.weight_decay, betas=[0.9, 0.999], clip=r.clip),
         schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=[r.in_iterations(e) for e in r.milestones],

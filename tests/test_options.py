@@ -1,0 +1,143 @@
+"""Every option changes something: an option that is silently ignored costs its user a training."""
+import json
+from pathlib import Path
+import pytest, torch
+from conftest import spec
+from omegaconf import OmegaConf
+from detectron2.utils.events import EventStorage
+import mimdet.train
+from mimdet.data import TrainMapper, register, train_augmentation_of
+from mimdet.detector import build, evaluating
+from mimdet.recipes import RECIPES, config, leaves, override, recipe
+
+def base(emoji, *changes):
+    "The tiny recipe for three categories and trainings of a moment."
+    return override(config('mimdet_tiny_v1_sr0.5_3x', classes=3), [
+        f'data.train={spec(emoji["train"])}', f'data.val={spec(emoji["val"])}', 'data.workers=0', 'data.batch=2', 'schedule.iterations=2', 'schedule.warmup=0',
+        'train.eval_period=0', 'train.log_period=1', 'model.amp=fp32', 'model.roi_heads.box_head.conv_dims=[48]', *changes])
+
+KEYS = [k for k in leaves(OmegaConf.to_container(config('mimdet_tiny_v1_sr0.5_3x'))) if not k.endswith('_target_') and k != 'recipe']
+OTHER = { # where doubling a number, or turning a switch, is not the thing to try
+    'model.backbone.bottom_up.heads': 4, 'model.backbone.bottom_up.drop_path': 0.5, 'model.backbone.bottom_up.fill': 'stem',
+    'model.backbone.bottom_up.norm_eps': 0.1, 'model.backbone.norm': 'FrozenBN', 'model.backbone.in_features': ['c2', 'c3'],
+    'model.proposal_generator.in_features': ['p2', 'p3'], 'model.proposal_generator.anchor_generator.offset': 0.5,
+    'model.proposal_generator.head.conv_dims': [-1, -1], 'model.proposal_generator.anchor_matcher.labels': [0, 0, 1],
+    'model.proposal_generator.anchor_matcher.thresholds': [0.1, 0.2], 'model.proposal_generator.batch_size_per_image': 16,
+    'model.proposal_generator.positive_fraction': 0.01, 'model.proposal_generator.pre_nms_topk': [20, 20], 'model.proposal_generator.post_nms_topk': [8, 8],
+    'model.proposal_generator.nms_thresh': 0.1, 'model.roi_heads.positive_fraction': 0.05, 'model.roi_heads.proposal_matcher.thresholds': [0.9],
+    'model.roi_heads.proposal_matcher.labels': [1, 0], 'model.roi_heads.box_in_features': ['p2', 'p3'], 'model.roi_heads.mask_in_features': ['p2', 'p3'],
+    'model.roi_heads.box_pooler.pooler_type': 'ROIAlign', 'model.roi_heads.mask_pooler.pooler_type': 'ROIAlign',
+    'model.roi_heads.box_pooler.canonical_box_size': 20, 'model.roi_heads.mask_pooler.canonical_box_size': 20,
+    'model.roi_heads.box_head.conv_norm': 'FrozenBN', 'model.roi_heads.mask_head.conv_norm': 'FrozenBN', 'model.roi_heads.box_head.conv_dims': [48, 48],
+    'model.roi_heads.box_head.fc_dims': [256, 256], 'model.roi_heads.mask_head.conv_dims': [48], 'model.roi_heads.box_predictor.test_score_thresh': 0.9,
+    'model.strategy': 'grid', 'model.sample_seed': 1, 'model.amp': 'bf16',
+    'optimizer.groups': 'benchmarking', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
+    'schedule.kind': 'step', 'schedule.milestones': [1], 'schedule.warmup': 1, 'schedule.warmup_factor': 0.5, 'data.short_edges': [64], 'data.test_short_edge': 64,
+    'data.max_size': 100, 'data.square': 64, 'data.jitter': [0.5, 0.6], 'data.workers': 1, 'train.seed': 1, 'train.accumulate': 2, 'train.ema': 0.5,
+    'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus',
+}
+FIRST = { # what has to be set for an option to matter
+    'schedule.milestones': ['schedule.kind=step'], 'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'data.jitter=[1,1]'],
+    'data.square': ['data.jitter=[1,1]'], 'model.backbone.bottom_up.checkpointing': [],
+}
+LISTS = {list: lambda v: [2*x if isinstance(x, (int, float)) else [2*y for y in x] for x in v], bool: lambda v: not v, int: lambda v: 2*v or 1, float: lambda v: v/2 or 0.5}
+
+def alternative(cfg, key):
+    value = OmegaConf.to_container(cfg.copy())
+    for part in key.split('.'): value = value[part]
+    return OTHER[key] if key in OTHER else LISTS[type(value)](value)
+
+def changed(emoji, key):
+    "Two configurations that differ in `key` alone."
+    before = base(emoji, *FIRST.get(key, []))
+    after = before.copy()
+    OmegaConf.update(after, key, alternative(before, key))
+    return before, after
+
+def call(function, *arguments): return function(*arguments)
+
+def outcome(function, *arguments):
+    "What comes out, or how it fails: a complaint is not silence."
+    try: return function(*arguments)
+    except Exception as e: return repr(e)
+
+# --- the network ---
+
+@pytest.fixture(scope='module')
+def samples(emoji):
+    info = register('options', emoji['train']['json'], emoji['train']['images'])
+    mapper = TrainMapper(train_augmentation_of(base(emoji).data))
+    return [mapper(record) | dict(draw=k) for k, record in enumerate(info.records[:2])]
+
+def behaviour(cfg, samples):
+    "Shapes of the weights, losses, detections, and how often blocks run."
+    torch.manual_seed(0)
+    model = build(cfg)
+    runs = []
+    for block in model.backbone.bottom_up.encoder.blocks: block.register_forward_pre_hook(lambda *_: runs.append(1))
+    with EventStorage(): losses = model.train()(samples)
+    sum(losses.values()).backward()
+    with evaluating(model): found = [x['instances'] for x in model([dict(s, height=100, width=300) for s in samples])]
+    return ([tuple(p.shape) for p in model.state_dict().values()], {k: v.item() for k, v in losses.items()},
+            [(f.pred_boxes.tensor.tolist(), f.scores.tolist(), f.pred_masks.sum().item()) for f in found], len(runs))
+
+@pytest.mark.parametrize('key', [k for k in KEYS if k.startswith('model.')])
+def test_model(key, emoji, samples):
+    before, after = changed(emoji, key)
+    assert behaviour(before, samples) != outcome(behaviour, after, samples)
+
+# --- the training ---
+
+def training(cfg, folder, monkeypatch):
+    "What a training leaves: weights, files, the log; and how its data are loaded."
+    loaders = []
+    def spy(*arguments, **options):
+        loaders.append(options['workers'])
+        return real(*arguments, **options)
+    real = mimdet.train.train_loader
+    monkeypatch.setattr(mimdet.train, 'train_loader', spy)
+    saved = []
+    save = mimdet.engine.save_weights
+    monkeypatch.setattr(mimdet.engine, 'save_weights', lambda content, path: saved.append(path) or save(content, path))
+    cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
+    result = mimdet.train.train(cfg)
+    monkeypatch.undo()
+    log = [{k: v for k, v in json.loads(line).items() if 'time' not in k} for line in Path(cfg.train.output_dir, 'metrics.jsonl').read_text().splitlines()]
+    return result['weights'], str(Path(cfg.train.output_dir).relative_to(folder)), log, loaders, len(saved)
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory, emoji):
+    "Weights to start from: an autoencoder and a detector."
+    from mimdet.pretrain import autoencoder
+    from mimdet.pretrained import save_weights
+    from mimdet.vit import mae_names
+    folder = tmp_path_factory.mktemp('weights')
+    save_weights(dict(model=mae_names(autoencoder('tiny')[0].state_dict())), folder/'mae.pth')
+    save_weights(dict(model=build(base(emoji)).state_dict()), folder/'detector.pth')
+    partial = {k: v for k, v in build(base(emoji)).state_dict().items() if 'roi_heads' not in k}
+    save_weights(dict(model=partial), folder/'partial.pth')
+    return folder
+
+ELSEWHERE = {'train.fp16_compression': 'tests/test_parallel.py'}
+
+@pytest.mark.parametrize('key', [k for k in KEYS if not k.startswith('model.') and k not in ELSEWHERE])
+def test_training(key, emoji, files, tmp_path, monkeypatch):
+    OTHER.update({'data.train': spec(emoji['val']), 'data.val': '', 'mae_checkpoint.path': str(files/'mae.pth'), 'train.init_checkpoint': str(files/'detector.pth'),
+                  'train.output_dir': 'runs/elsewhere'})
+    FIRST['train.allow_partial'] = [f'train.init_checkpoint={files}/partial.pth']
+    before, after = changed(emoji, key)
+    assert (outcome if key == 'train.allow_partial' else call)(training, before, tmp_path/'before', monkeypatch) != outcome(training, after, tmp_path/'after', monkeypatch)
+
+# --- recipes ---
+
+def other_field(r, field):
+    value = getattr(r, field)
+    if field in ('backbone', 'fill', 'schedule'): return dict(backbone='benchmarking', fill='stem', schedule='cosine')[field]
+    if isinstance(value, tuple): return tuple(2*v for v in value) or (1.,)
+    return not value if isinstance(value, bool) else 2*value or 1
+
+@pytest.mark.parametrize('name, field', [('benchmarking_base_25ep' if field in ('window', 'square', 'jitter') else 'mimdet_base_v1_sr0.5_3x', field)
+                                         for field in RECIPES['mimdet_base_v1_sr0.5_3x'].__dataclass_fields__])
+def test_recipe(name, field):
+    changed = config(name, **{field: other_field(recipe(name), field)})
+    assert OmegaConf.to_container(changed) != OmegaConf.to_container(config(name))
