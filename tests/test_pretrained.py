@@ -2,7 +2,7 @@
 
 The names and shapes of published files are written out here by rule, from the architecture and not from our code.
 """
-import argparse, contextlib
+import argparse, contextlib, re
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
@@ -87,24 +87,14 @@ def fill(shapes, seed=0):
 
 # --- models ---
 
-def row_config(name):
-    if name in RECIPES: return config(name)
-    return with_baseline(config('mimdet_base_v1_sr0.5_3x'), dim=768, depth=12, heads=12, img_size=1024)
-
-def with_baseline(cfg, **arguments):
-    pytest.importorskip('mimdet.benchmarking')
-    cfg.model.backbone.bottom_up = dict(_target_='mimdet.benchmarking.BenchmarkingViT', window_size=16, **arguments)
-    return cfg
-
 def meta_model(name):
-    with torch.device('meta'): return build(row_config(name))
+    with torch.device('meta'): return build(config(name))
 
 def narrow_model(design, pixels=224, classes=80):
-    small = dict(dim=64, depth=4, heads=4, img_size=pixels)
-    cfg = config('mimdet_base_v1_sr0.5_3x', **small, decoder_dim=32, decoder_heads=4, channels=16, mask_channels=16, box_fc=32, classes=classes, fill='stem' if design == 'v2' else 'mask_token')
-    if design == 'benchmarking': with_baseline(cfg, **small | dict(img_size=256))
+    pixels = 256 if design == 'benchmarking' else pixels
+    small = dict(dim=64, depth=4, heads=4, img_size=pixels, decoder_dim=32, decoder_heads=4, channels=16, mask_channels=16, box_fc=32, classes=classes)
     torch.manual_seed(1)
-    return build(cfg)
+    return build(config(recipe_of(design, 'base'), **small))
 
 @pytest.fixture
 def meta_file(monkeypatch):
@@ -119,6 +109,8 @@ def recipe_of(design, size): return next(name for name, row in ROWS.items() if r
 def positions(names): return sorted(name for name in names if name.endswith('pos_embed'))
 
 # --- every published detector loads ---
+
+def test_every_published_recipe_is_here(): assert {name for name in RECIPES if re.fullmatch(r'benchmarking_base_.*|mimdet_(base|large)_.*sr0.5.*|mimdet_base_v1_.*', name)} == set(ROWS)
 
 @pytest.mark.parametrize('row', ROWS)
 def test_rule_gives_the_published_count(row):
@@ -268,10 +260,8 @@ def test_baseline_keeps_its_positions(tmp_path):
 def test_names_agree_with_the_other_rule():
     weights = small_mae()
     for content in (weights, encoder_of(weights)):
-        theirs = hf(content)
-        for ours in (to_transformers(content), theirs): assert {k: v.sum() for k, v in ours.items()} == {k: v.sum() for k, v in theirs.items()}
-        back = published_names(theirs)
-        assert back.keys() == content.keys() and all(torch.equal(back[k], content[k]) for k in content)
+        for given, expected in ((to_transformers(content), hf(content)), (published_names(hf(content)), content)):
+            assert given.keys() == expected.keys() and all(torch.equal(given[k], expected[k]) for k in expected)
 
 def test_sizes_are_the_recipes():
     for name, size in SIZES.items():
