@@ -12,7 +12,7 @@ PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
 LOCK = (ROOT/'requirements.lock').read_text()
 
 # A module imports from its own row or those above it, and never in a circle.
-LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'detector'], ['data', 'emoji', 'recipes'],
+LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
           ['engine', 'pretrain', 'train', 'evaluate'], ['ablations']]
 WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core']) # what they may import; neither torch, timm nor detectron2
 MODULES = sorted(p.stem for p in (ROOT/'mimdet').glob('*.py') if p.stem not in ('__init__', '_modidx'))
