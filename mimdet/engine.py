@@ -99,7 +99,7 @@ def lr_schedule(
     warmup = min(warmup/iterations, 1.)
     return LRMultiplier(optimizer, WarmupParamScheduler(course, warmup_factor, warmup) if warmup else course, iterations)
 
-# %% ../nbs/12_engine.ipynb #14-104113db
+# %% ../nbs/12_engine.ipynb #14-138737d9
 class Trainer(SimpleTrainer):
     "detectron2's, with seeded steps, gradient accumulation, clipping, scaling for float16, and a report on a loss that is not finite."
     def __init__(self, model, loader, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch):
@@ -115,9 +115,11 @@ class Trainer(SimpleTrainer):
             started = time.perf_counter()
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - started
-            parts.append((self._backward(k, batch), self.name_batch(batch)))
-        if not torch.stack([sum(losses.values()) for losses, _ in parts]).isfinite().all(): self._complain(parts)
-        self._write_metrics({name: sum(losses[name] for losses, _ in parts) for name in parts[0][0]}, waited)
+            parts.append((self.name_batch(batch), self._backward(k, batch)))
+        if not torch.stack([sum(losses.values()) for _, losses in parts]).isfinite().all():
+            images, losses = next((images, losses) for images, losses in parts if not sum(losses.values()).isfinite())
+            self._give_up(images, ', '.join(f'{name} is {loss.item()}' for name, loss in losses.items() if not loss.isfinite()))
+        self._write_metrics({name: sum(losses[name] for _, losses in parts) for name in parts[0][1]}, waited)
         self.scaler.unscale_(self.optimizer)
         if self.clip: nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.scaler.step(self.optimizer)
@@ -128,18 +130,16 @@ class Trainer(SimpleTrainer):
         world = comm.get_world_size()
         torch.manual_seed(seed_for('step', self.seed, (self.iter*self.accumulate + k)*world + comm.get_rank()))
         with self.model.no_sync() if world > 1 and k < self.accumulate - 1 else nullcontext():
-            losses = {name: loss/self.accumulate for name, loss in self.model(batch).items()}
+            try: losses = {name: loss/self.accumulate for name, loss in self.model(batch).items()}
+            except FloatingPointError as e: self._give_up(self.name_batch(batch), str(e)) # detectron2 checks its proposals
             self.scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _complain(self, parts):
-        facts = dict(iteration=self.iter, seed=self.seed, process=comm.get_rank(), micro_batches=[
-            dict(images=images, losses={name: str(loss.item()) for name, loss in losses.items()}) for losses, images in parts])
+    def _give_up(self, images, reason):
+        facts = dict(iteration=self.iter, seed=self.seed, process=comm.get_rank(), reason=reason, images=images)
         path = self.output_dir/f'not_finite_{comm.get_rank()}.json'
         write_json(path, facts)
-        losses, images = next((losses, images) for losses, images in parts if not sum(losses.values()).isfinite())
-        wrong = next(name for name, loss in losses.items() if not loss.isfinite())
-        raise MimdetError(f'training diverged at iteration {self.iter}: {wrong} is {losses[wrong].item()}; seed {self.seed}, images {images}; all in {path}. Lower the learning rate')
+        raise MimdetError(f'training diverged at iteration {self.iter}: {reason}; seed {self.seed}, images {images} (kept in {path}): lower the learning rate, or look at these images')
 
     def state_dict(self): return super().state_dict() | dict(scaler=self.scaler.state_dict())
 

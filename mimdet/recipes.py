@@ -182,7 +182,7 @@ def _heads(r):
         mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
 
-# %% ../nbs/11_recipes.ipynb #14-ff6d2dd2
+# %% ../nbs/11_recipes.ipynb #14-1fe94e09
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375) # ImageNet's, RGB, as MAE and MIMDet use them
 
 def to_config(
@@ -191,7 +191,6 @@ def to_config(
 )->DictConfig:
     "The recipe as a detectron2 LazyConfig: model, optimizer, schedule, data and train sections, plain data only."
     return OmegaConf.create(dict(
-        recipe=name,
         model=_call('mimdet.detector.Detector', backbone=_pyramid(r), proposal_generator=_proposals(r), roi_heads=_heads(r),
                     pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD),
                     strategy='random', sample_seed=0, amp='auto', padded=bool(r.square)),
@@ -201,7 +200,7 @@ def to_config(
         data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path=''),
-        train=dict(output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, fp16_compression=True, ema=0.,
+        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, fp16_compression=True, ema=0.,
                    eval_period=r.in_iterations(1), checkpoint_period=max(1, r.iterations//10), log_period=20),
     ))
 

@@ -65,7 +65,7 @@ def with_classes(
     cfg.data.classes, cfg.data.category_ids = list(info.classes), list(info.category_ids)
     return cfg
 
-# %% ../nbs/15_train.ipynb #10-ae22e776
+# %% ../nbs/15_train.ipynb #10-70f302fc
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
@@ -116,7 +116,7 @@ def start_from(model, cfg)->list:
 def identity(cfg, info)->dict:
     "What a training computes: the configuration without places, periods and the number of processes, with the data and the weights it starts from."
     plain = OmegaConf.to_container(cfg)
-    for key in ('output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'accumulate', 'fp16_compression'): plain['train'].pop(key)
+    for key in ('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'accumulate', 'fp16_compression'): plain['train'].pop(key)
     for key in ('train', 'val', 'workers'): plain['data'].pop(key)
     for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')): part[key] = part[key] and sha256(part[key])
     return plain | dict(dataset=info.sha256)
@@ -141,7 +141,7 @@ def validation_set(cfg)->DatasetInfo:
     check_classes(cfg, info)
     return info
 
-# %% ../nbs/15_train.ipynb #16-2ef3bb45
+# %% ../nbs/15_train.ipynb #16-7ec95cd6
 def is_file(source): return source.endswith(('.yaml', '.py'))
 
 def read_config(
@@ -161,10 +161,10 @@ def changes_of(
     cfg:DictConfig, # what will run
 )->list:            # of lines 'key: recipe's value -> value'
     "How a configuration differs from the recipe it names; nothing if it names none."
-    name = cfg.get('recipe')
+    name = cfg.train.get('recipe')
     return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name))) if name in RECIPES else []
 
-# %% ../nbs/15_train.ipynb #18-f1865c61
+# %% ../nbs/15_train.ipynb #18-63708061
 @command
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
@@ -200,8 +200,8 @@ def mimdet_train(
     cfg = override(cfg, list(overrides))
     arguments = OmegaConf.to_container(cfg), resume, allow_changes, eval_only
     if num_gpus*num_machines == 1 or under_launcher(): return _work(*arguments)
-    gpus = torch.cuda.device_count()
-    if pick_device(cfg.train.device) != 'cpu' and not 1 <= num_gpus <= gpus: raise MimdetError(f'--num-gpus {num_gpus}: this machine has {gpus}')
+    if min(num_gpus, num_machines) < 1: raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
+    if pick_device(cfg.train.device) != 'cpu' and num_gpus > torch.cuda.device_count(): raise MimdetError(f'--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}')
     launch(_worker, arguments, num_gpus, num_machines, machine_rank, dist_url)
 
 def _work(plain, resume, allow_changes, eval_only):
@@ -211,7 +211,7 @@ def _work(plain, resume, allow_changes, eval_only):
         if not main: logging.getLogger().setLevel(logging.WARNING)
         if eval_only: return _evaluate_only(cfg)
         changes = changes_of(cfg)
-        if main and changes: print('\n  '.join([f'changed from {cfg.recipe}:', *changes]), flush=True)
+        if main and changes: print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
         result = train(cfg, resume, allow_changes, {'changes.txt': ''.join(f'{line}\n' for line in changes)})
         if main: _tell(cfg, result)
 

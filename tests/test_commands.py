@@ -1,15 +1,16 @@
 """Commands as a user runs them: bad input earns one line and exit code 2, and leaves nothing behind."""
-import json, os, resource
+import json, os, re, resource
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
 from mimdet.evaluate import mimdet_evaluate, mimdet_predict
 from mimdet.pretrain import mimdet_pretrain
-from mimdet.recipes import mimdet_models
-from mimdet.train import mimdet_train
+from mimdet.recipes import config, mimdet_models, names
+from mimdet.train import mimdet_train, read_config
 
 def complaint(done):
     "The one line of a command that failed as it should."
@@ -157,8 +158,61 @@ def test_pretrain(call, emoji, tmp_path):
     assert 'no images here' in complaint(call(mimdet_pretrain, tmp_path, '--output', tmp_path/'none'))
 
 def test_models(call):
-    done = call(mimdet_models, '--name', 'mimdet_base_v1')
-    assert 'unknown recipe' in complaint(done)
+    assert 'unknown recipe' in complaint(call(mimdet_models, 'mimdet_base_v1'))
+    listed = call(mimdet_models).stdout
+    for name in names(): assert listed.count(f'\n{name} ') == 1
+    assert '127,954,768     127.96    51.7     46.2' in listed and '2501' not in listed
+
+@pytest.mark.parametrize('name', names())
+def test_a_printed_recipe_is_a_configuration(call, name, tmp_path):
+    "What `mimdet_models` prints can be saved and loaded, as YAML and from Python, and is the recipe."
+    printed = call(mimdet_models, name).stdout
+    assert '# - ' in printed
+    (tmp_path/'saved.yaml').write_text(printed)
+    (tmp_path/'saved.py').write_text(f'from mimdet.recipes import config\nglobals().update(config({name!r}))\n')
+    assert read_config(str(tmp_path/'saved.yaml')) == read_config(str(tmp_path/'saved.py')) == config(name)
+
+def test_evaluation_only(call, trained, emoji):
+    data = ['--val', spec(emoji['val']), '--output', trained, '--eval-only']
+    done = call(mimdet_train, *data, 'model.backbone.bottom_up.sample_ratio=1.0', '--init', trained/'model_final.pth')
+    assert done.returncode == 0, done.stderr
+    assert 'sha256' in done.stdout and '\n1      decoder' in done.stdout
+    assert 'box AP' in call(mimdet_train, *data).stdout, 'without --init: what the output folder holds'
+    assert 'needs a data set' in complaint(call(mimdet_train, 'data.val=', '--eval-only'))
+
+def test_what_was_resolved(call, emoji, tmp_path):
+    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'optimizer.clip=2', '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
+    assert 'changed from mimdet_tiny_v1_sr0.5_3x:' in done.stdout and '\n  optimizer.clip: 1.0 -> 2\n' in done.stdout
+    assert 'optimizer.clip: 1.0 -> 2\n' in (tmp_path/'out'/'changes.txt').read_text()
+    assert OmegaConf.load(tmp_path/'out'/'config.yaml').optimizer.clip == 2
+
+def test_divergence_names_the_batch(call, emoji, tmp_path):
+    done = call(mimdet_train, 'schedule.iterations=9', *SHORT, 'optimizer.lr=1e30', 'optimizer.clip=0', '--seed', 3, '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
+    assert re.search(r'training diverged at iteration \d: .*; seed 3, images .*image_id', complaint(done))
+    facts = json.loads((tmp_path/'out'/'not_finite_0.json').read_text())
+    assert facts['seed'] == 3 and len(facts['images']) == 2
+    assert not (tmp_path/'out'/'model_final.pth').exists()
+
+def test_half_precision(call, emoji, tmp_path):
+    "float16 with scaled losses learns what full precision learns, nearly; and the scale is part of a checkpoint."
+    def losses(amp):
+        done = call(mimdet_train, 'schedule.iterations=2', *SHORT, f'model.amp={amp}', '--dataset', spec(emoji['train']), '--output', tmp_path/amp)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)['total_loss'] for line in (tmp_path/amp/'metrics.jsonl').read_text().splitlines()]
+    full, half = losses('fp32'), losses('fp16')
+    assert half != full and half == pytest.approx(full, rel=0.02)
+    scales = [torch.load(tmp_path/amp/'checkpoint.pth', weights_only=True)['trainer']['scaler'] for amp in ('fp32', 'fp16')]
+    assert not scales[0] and scales[1]['scale'] > 1
+
+def test_options_between_changes(call):
+    assert "did you mean 'train.seed'" in complaint(call(mimdet_train, 'data.batch=2', '--seed', 1, 'train.sed=2'))
+
+@pytest.mark.parametrize('options, message', [
+    (['--num-gpus', 2, '--num-machines', 2], '--dist-url tcp://'),
+    (['--num-machines', 2, '--machine-rank', 2], 'outside 0 to 1'),
+    (['--num-gpus', 0], 'at least 1'),
+])
+def test_bad_launch(call, options, message): assert message in complaint(call(mimdet_train, '--device', 'cpu', *options))
 
 def test_papermill_refuses_unknown_parameters(tmp_path):
     done = run_command('papermill', ROOT/'nbs'/'experiments'/'train.ipynb', tmp_path/'out.ipynb', '-p', 'sample_rate', '0.5', cwd=tmp_path)

@@ -16,7 +16,7 @@ def base(emoji, *changes):
         f'data.train={spec(emoji["train"])}', f'data.val={spec(emoji["val"])}', 'data.workers=0', 'data.batch=2', 'schedule.iterations=2', 'schedule.warmup=0',
         'train.eval_period=0', 'train.log_period=1', 'model.amp=fp32', 'model.roi_heads.box_head.conv_dims=[48]', *changes])
 
-KEYS = [k for k in leaves(OmegaConf.to_container(config('mimdet_tiny_v1_sr0.5_3x'))) if not k.endswith('_target_') and k != 'recipe']
+KEYS = [k for k in leaves(OmegaConf.to_container(config('mimdet_tiny_v1_sr0.5_3x'))) if not k.endswith('_target_') and k != 'train.recipe'] # the last is a label
 OTHER = { # where doubling a number, or turning a switch, is not the thing to try
     'model.backbone.bottom_up.heads': 4, 'model.backbone.bottom_up.drop_path': 0.5, 'model.backbone.bottom_up.fill': 'stem',
     'model.backbone.bottom_up.norm_eps': 0.1, 'model.backbone.norm': 'FrozenBN', 'model.backbone.in_features': ['c2', 'c3'],

@@ -1,8 +1,9 @@
 """A training killed at a random step and resumed ends with the weights of one that ran through, bit for bit."""
-import json, random, signal, subprocess, sys, time
+import json, math, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import torch
+import pytest, torch
 from conftest import SHORT, run_command, spec
+from mimdet.train import mimdet_train
 
 STEPS, PERIOD = 12, 2
 
@@ -36,11 +37,30 @@ def test_second_run_needs_resume(trained, emoji):
     again = run_command('mimdet_train', 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
     assert again.returncode == 2 and 'resume it, or choose another output folder' in again.stderr
 
-def test_resume_refuses_another_configuration(trained, emoji):
-    before = (trained/'config.yaml').read_text()
-    other = run_command('mimdet_train', 'schedule.iterations=3', 'optimizer.lr=0.5', *SHORT, '--dataset', spec(emoji['train']), '--output', trained, '--resume')
-    assert other.returncode == 2 and 'belongs to another configuration' in other.stderr
-    assert (trained/'config.yaml').read_text() == before
+def test_resume_says_what_changed(call, trained, emoji, tmp_path):
+    "Another configuration is refused, until told that it is meant; then the new one counts from the next step on."
+    out = tmp_path/'out'
+    shutil.copytree(trained, out)
+    before = (out/'config.yaml').read_text()
+    options = ['schedule.iterations=5', 'optimizer.lr=0.001', *SHORT, '--dataset', spec(emoji['train']), '--output', out, '--resume']
+    refused = call(mimdet_train, *options)
+    assert refused.returncode == 2 and 'optimizer.lr: 0.002' in refused.stderr and '-> 0.001; schedule.iterations: 3 -> 5' in refused.stderr
+    assert (out/'config.yaml').read_text() == before
+    done = call(mimdet_train, *options, '--allow-changes')
+    assert done.returncode == 0, done.stderr
+    rates = [json.loads(line)['lr'] for line in (out/'metrics.jsonl').read_text().splitlines()]
+    expected = [0.001*(1 + math.cos(math.pi*step/5))/2 for step in (3, 4)]
+    assert len(rates) == 5 and rates[3:] == pytest.approx(expected)
+
+def test_changed_weights_are_a_change(call, emoji, tmp_path):
+    "The same path with another content is noticed."
+    start = lambda seed: call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'start', '--seed', seed)
+    goes_on = lambda: call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--resume',
+                           '--init', tmp_path/'start'/'model_final.pth')
+    assert start(0).returncode == 0 and goes_on().returncode == 0
+    shutil.rmtree(tmp_path/'start')
+    assert start(1).returncode == 0
+    assert 'train.init_checkpoint' in goes_on().stderr
 
 def test_evaluation_leaves_training_alone(trained, emoji, tmp_path):
     "Evaluating after each step changes no weight, and every result is logged, the last one too."
