@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'parse_dataset',
            'image_errors', 'read_image', 'list_images', 'png_text', 'check_dataset', 'DatasetInfo', 'register',
-           'RandomCrop', 'train_augmentation', 'test_augmentation', 'train_augmentation_of', 'test_augmentation_of',
-           'TrainMapper', 'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader',
-           'test_loader']
+           'RandomCrop', 'FixedSizeCrop', 'train_augmentation', 'test_augmentation', 'square_train_augmentation',
+           'square_test_augmentation', 'train_augmentation_of', 'test_augmentation_of', 'TrainMapper', 'TestMapper',
+           'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
 import io, logging, math, os, struct, warnings
@@ -229,7 +229,7 @@ def register(
         elif not _same(known[key], fact): raise MimdetError(f'{name!r} is registered with another {key}, {str(known[key])[:80]!r}: choose another name')
     return DatasetInfo(name, str(json), str(images), tuple(summary['categories']), tuple(ids), summary['masks'], summary['sha256'])
 
-# %% ../nbs/09_data.ipynb #23-eb9b2fa7
+# %% ../nbs/09_data.ipynb #23-48177980
 class _Crop(T.CropTransform):
     "A crop that only shifts polygons: rasterising clips them."
     def apply_polygons(self, polygons): return [self.apply_coords(p) for p in polygons]
@@ -238,6 +238,12 @@ class RandomCrop(T.RandomCrop):
     "detectron2's random crop, for polygons without the package shapely."
     def get_transform(self, image):
         crop = super().get_transform(image)
+        return _Crop(crop.x0, crop.y0, crop.w, crop.h)
+
+class FixedSizeCrop(T.FixedSizeCrop):
+    "detectron2's cut or padding to a fixed size, for polygons without the package shapely."
+    def _get_crop(self, image):
+        crop = super()._get_crop(image)
         return _Crop(crop.x0, crop.y0, crop.w, crop.h)
 
 PAPER_CROP = dict(short_edges=(400, 500, 600), size=(384, 600), prob=0.5)
@@ -265,18 +271,42 @@ def test_augmentation(
     "detectron2 augmentations for evaluation: a resize."
     return [T.ResizeShortestEdge(short_edge, max_size)] if short_edge else []
 
-# %% ../nbs/09_data.ipynb #24-4cb71451
-def train_augmentation_of(data): return train_augmentation(list(data.short_edges), data.max_size, PAPER_CROP if data.crop else None, data.flip)
-def test_augmentation_of(data): return test_augmentation(data.test_short_edge, data.max_size)
+# %% ../nbs/09_data.ipynb #26-95d95393
+def square_train_augmentation(
+    side:int,         # of the square, in pixels
+    scales=(0.1, 2.), # smallest and largest scale
+    flip:bool=True,   # mirror every other image
+)->list:
+    "detectron2 augmentations: large-scale jitter, a crop or padding at the right and the bottom, a flip."
+    return [T.ResizeScale(*scales, side, side), FixedSizeCrop((side, side)), *([T.RandomFlip()] if flip else [])]
 
-# %% ../nbs/09_data.ipynb #27-cf2fd179
+def square_test_augmentation(
+    side:int, # of the square, in pixels
+)->list:
+    "detectron2 augmentations for evaluation: the longer side is fitted, the rest padded."
+    return [T.ResizeShortestEdge(side, side), FixedSizeCrop((side, side))]
+
+def train_augmentation_of(
+    data, # the configuration's `data` section
+)->list:
+    "The augmentations that a configuration asks for."
+    if data.square: return square_train_augmentation(data.square, data.jitter, data.flip)
+    return train_augmentation(list(data.short_edges), data.max_size, PAPER_CROP if data.crop else None, data.flip)
+
+def test_augmentation_of(
+    data, # the configuration's `data` section
+)->list:
+    "The same for evaluation."
+    return square_test_augmentation(data.square) if data.square else test_augmentation(data.test_short_edge, data.max_size)
+
+# %% ../nbs/09_data.ipynb #29-79780ea4
 warnings.filterwarnings('ignore', 'The given NumPy array is not writable') # detectron2 stacks, and so copies, resized masks at once
 
 def _crops(step):
     "Whether an augmentation, or one inside it, is a crop."
     if isinstance(step, T.RandomApply): return _crops(step.aug)
     if isinstance(step, T.AugmentationList): return any(map(_crops, step.augs))
-    return isinstance(step, T.RandomCrop)
+    return isinstance(step, (T.RandomCrop, T.FixedSizeCrop))
 
 class _Mapper(DatasetMapper):
     "detectron2's mapper for RGB images and bitmask masks, complaining in one line."
@@ -309,7 +339,7 @@ class TestMapper(_Mapper):
         augmentations:list, # as from `test_augmentation`
     ): super().__init__(False, augmentations, masks=False)
 
-# %% ../nbs/09_data.ipynb #34-a90bd5b6
+# %% ../nbs/09_data.ipynb #39-a90bd5b6
 class BatchOrder:
     "Which image comes when: a pure function of the seed, the groups and the batch size."
     def __init__(self,
@@ -347,7 +377,7 @@ class BatchOrder:
         epoch, rank = divmod(int(position), len(self.groups[group]))
         return int(self._shuffled(int(group), epoch)[rank])
 
-# %% ../nbs/09_data.ipynb #39-a938580d
+# %% ../nbs/09_data.ipynb #44-a938580d
 @contextmanager
 def numpy_seed(
     seed:int, # any whole number
@@ -374,7 +404,7 @@ class TrainingStream(Dataset):
         with numpy_seed(seed_for('augment', self.seed, k)): sample = self.mapper(self.records[self.order(k)])
         return sample | dict(draw=k)
 
-# %% ../nbs/09_data.ipynb #42-008146db
+# %% ../nbs/09_data.ipynb #47-176c493f
 class Loader(DataLoader):
     "A `DataLoader` that passes on a worker's complaint without the worker's traceback."
     def __iter__(self):
@@ -396,18 +426,19 @@ class _Share:
 def train_loader(
     records:list,  # detectron2 dataset dicts, as in `DatasetInfo.records`
     mapper,        # a `TrainMapper`
-    batch:int,     # images to an iteration, over all processes
+    batch:int,     # images to an iteration, over all processes and micro-batches
     seed:int,      # the run's seed
     stop:int,      # iterations of the whole run
     start:int=0,   # iterations already done
     rank:int=0,    # this process
     world:int=1,   # number of processes
-    accumulate:int=1,
+    accumulate:int=1, # micro-batches to an iteration
     workers:int=0, # loading processes of this process
 )->DataLoader:     # of lists of samples
     "The training stream from iteration `start` to `stop`: the same for any number of workers and after any restart."
     if not records: raise MimdetError('the data set has no images to train on')
-    if batch < 1 or batch % world: raise MimdetError(f'{batch=} must be a multiple of the {world} processes')
+    if accumulate < 1: raise MimdetError(f'{accumulate=} must be at least 1')
+    if batch < 1 or batch % (world*accumulate): raise MimdetError(f'{batch=} must be a multiple of processes x micro-batches, {world} x {accumulate}')
     return Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world, accumulate), collate_fn=list, num_workers=workers,
                    generator=torch.Generator()) # or it would draw from torch's own in the step that follows a restart
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'quiet_coco', 'average_precision', 'StemAlone', 'fit_stem_alone',
-           'decoder_replaced', 'evaluate', 'examples', 'load_run', 'mimdet_evaluate', 'format_rows', 'check_classes',
-           'mimdet_predict']
+           'decoder_replaced', 'evaluate', 'examples', 'load_run', 'load_published', 'mimdet_evaluate', 'format_rows',
+           'check_classes', 'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-a779cc16
+# %% ../nbs/14_evaluate.ipynb #02-704c5440
 import contextlib, io, time
 from pathlib import Path
 import torch
@@ -18,9 +18,10 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from tqdm.auto import tqdm
 import mimdet.compat
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from .core import MimdetError, atomic_path, command, write_json
+from .core import MimdetError, atomic_path, command, sha256, write_json
 from .data import DatasetInfo, TestMapper, list_images, parse_dataset, png_text, read_image, register, test_augmentation, test_augmentation_of, test_loader
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
@@ -200,7 +201,7 @@ def _plain(entry, names):
     score = {'score': round(entry['score'], 4)} if 'score' in entry else {}
     return dict(category=names[entry['category_id']], bbox=[round(v, 2) for v in entry['bbox']], segmentation=dict(size=list(rle['size']), counts=counts), **score)
 
-# %% ../nbs/14_evaluate.ipynb #21-227734ca
+# %% ../nbs/14_evaluate.ipynb #21-0158edb6
 def load_run(
     folder,            # output folder of a training
     device:str='auto', # where to put the model
@@ -213,13 +214,25 @@ def load_run(
     load_detector(model, folder/'model_final.pth')
     return cfg, model.eval()
 
-# %% ../nbs/14_evaluate.ipynb #22-24a81602
-def _model(run, weights, device):
-    if not weights: return load_run(run, device)
-    cfg = config(run)
+def load_published(
+    recipe:str,        # one of `mimdet.recipes.names()`
+    weights,           # a detector of that recipe, trained on COCO
+    device:str='auto', # where to put the model
+)->tuple:              # (configuration, model, load report)
+    "A detector from a file alone. Raises `MimdetError` if the file does not fit the recipe."
+    cfg = config(recipe)
     model = build(cfg).to(pick_device(device))
-    print(load_detector(model, weights))
-    return cfg, model.eval()
+    report = load_detector(model, weights)
+    coco = _get_builtin_metadata('coco')
+    cfg.data.classes, cfg.data.category_ids = coco['thing_classes'], list(coco['thing_dataset_id_to_contiguous_id'])
+    return cfg, model.eval(), report
+
+# %% ../nbs/14_evaluate.ipynb #22-6b989abf
+def _model(run, weights, device):
+    if not weights: return *load_run(run, device), sha256(Path(run)/'model_final.pth')
+    cfg, model, report = load_published(run, weights, device)
+    print(report)
+    return cfg, model, report.sha256
 
 def _ratios(text):
     try: return [check_ratio(float(part)) for part in text.split(',')] if text else [None]
@@ -241,15 +254,16 @@ def mimdet_evaluate(
     "Box and mask AP at any sample ratio, strategy and seed."
     ratios = _ratios(ratio)
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
-    cfg, model = _model(run, weights, device)
+    cfg, model, fingerprint = _model(run, weights, device)
     dataset = dataset or cfg.data.val
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
     check_classes(cfg, info)
     rows = []
     for r in ratios:
         name = f'{output}/predictions_{ratio_of(model) if r is None else r:g}.json' if output else ''
-        rows.append(evaluate(model, info, cfg.data, r, strategy or None, seed, batch=batch, limit=limit or None, predictions=name))
-    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}')
+        row = evaluate(model, info, cfg.data, r, strategy or None, seed, batch=batch, limit=limit or None, predictions=name)
+        rows.append(row | dict(weights=fingerprint, dataset=info.sha256))
+    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}, weights {fingerprint}')
     print(format_rows(rows))
     if output: write_json(f'{output}/metrics.json', rows)
 
@@ -268,20 +282,21 @@ def check_classes(cfg, info):
     for mine, theirs in zip(known or (), info.classes):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
-# %% ../nbs/14_evaluate.ipynb #25-01c07ae2
+# %% ../nbs/14_evaluate.ipynb #25-e70ce4e3
 @command
 def mimdet_predict(
-    run:str,             # output folder of mimdet_train
+    run:str,             # output folder of mimdet_train, or a recipe name together with --weights
     images:str,          # an image, a folder of images, or several of either separated by commas
     output:str='predictions', # folder for the drawn images and predictions.json
     threshold:float=0.5, # keep objects scored at least this
     ratio:float=1.,      # share of tokens that the encoder sees
     seed:int=0,          # which tokens, below ratio 1
     scale:float=1.,      # enlarge the drawn images
+    weights:str='',      # a detector's weights, for a recipe name
     device:str='auto',   # cpu, cuda, ...
 ):
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
-    cfg, model = load_run(run, device)
+    cfg, model, _ = _model(run, weights, device)
     augmentation, paths = test_augmentation_of(cfg.data), _pictures(images)
     drawn = _targets(paths, Path(output))
     names = cfg.data.classes

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_api
 import mimdet.data as data # as a module: pytest takes names that begin with test for tests
+from detectron2.structures import BoxMode # after mimdet.data, which mends detectron2
 from mimdet.core import MimdetError, project_root, write_json, write_text
 
 SIZES = [(64, 48), (48, 64), (64, 48), (50, 50), (64, 40), (40, 64), (64, 48)]
@@ -367,6 +368,31 @@ def test_batches_hold_one_shape_and_every_image_comes_equally_often(wide, tall, 
     assert set(Counter(stream.tolist()).values()) == {epochs} and len(Counter(stream.tolist())) == images
     for k in (0, 1, batch, images, images*epochs - 1, 10**7): assert order(k) == data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)(k)
 
+@pytest.mark.parametrize('world, accumulate', [(1, 4), (2, 2), (4, 1)])
+def test_shares_make_up_the_batch(records, world, accumulate):
+    "The micro-batches of all processes are the batch, in the order in which a step numbers its parts."
+    loaders = [list(data.train_loader(**options(records, rank=rank, world=world, accumulate=accumulate, start=3, stop=6))) for rank in range(world)]
+    whole = [sample['draw'] for batch in data.train_loader(**options(records, start=3, stop=6)) for sample in batch]
+    assert [sample['draw'] for parts in zip(*loaders) for part in parts for sample in part] == whole
+
+@pytest.mark.parametrize('height, width', [(40, 100), (100, 40), (64, 64), (9, 200)])
+@pytest.mark.parametrize('scale', [0.1, 0.7, 2.])
+def test_jitter_keeps_boxes_on_their_objects(tmp_path, height, width, scale):
+    "A box of one colour is found where its annotation says after any scaling, cut and padding; padding is grey."
+    pixels = np.zeros((height, width, 3), np.uint8)
+    y0, x0, y1, x1 = height//4, width//4, height*3//4, width*3//4
+    pixels[y0:y1, x0:x1] = 255
+    Image.fromarray(pixels).save(tmp_path/'a.png')
+    polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    record = dict(file_name=str(tmp_path/'a.png'), height=height, width=width, image_id=1, annotations=[
+        dict(bbox=[x0, y0, x1 - x0, y1 - y0], bbox_mode=BoxMode.XYWH_ABS, category_id=0, segmentation=polygon, iscrowd=0)])
+    sample = data.TrainMapper(data.square_train_augmentation(64, (scale, scale), flip=False))(record)
+    assert sample['image'].shape == (3, 64, 64)
+    side = (round(height*64*scale/max(height, width)), round(width*64*scale/max(height, width)))
+    assert (sample['image'][:, side[0]:] == 128).all() and (sample['image'][:, :, side[1]:] == 128).all()
+    for mask in sample['instances'].gt_masks.tensor: # none, if it was cut away or is too small
+        assert (sample['image'][0] > 128)[mask].float().mean() > (0.6 if scale > 0.5 else 0.3) and mask[(sample['image'][0] > 250)].all()
+
 def test_landscape_and_portrait_do_not_mix(records):
     for batch in data.train_loader(**options(records, batch=2, stop=20)):
         assert len({s['width'] > s['height'] for s in batch}) == 1
@@ -376,7 +402,7 @@ def test_the_stream_can_be_sent_to_another_process(records):
     stream[3]
     assert torch.equal(pickle.loads(pickle.dumps(stream))[5]['image'], stream[5]['image'])
 
-@pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of the 2 processes'), (dict(batch=0), 'batch=0'), (dict(records=[]), 'no images')])
+@pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of processes x micro-batches, 2 x 1'), (dict(batch=0), 'batch=0'), (dict(records=[]), 'no images')])
 def test_bad_loader_options(records, change, complaint):
     with pytest.raises(MimdetError, match=complaint): data.train_loader(**options(records) | change)
 
