@@ -87,7 +87,7 @@ def project_root(
         if (folder/'settings.ini').is_file(): return folder
     raise MimdetError(f'{start} is not inside a checkout of mimdet: no settings.ini here or above')
 
-# %% ../nbs/00_core.ipynb #21-7a2ed1d3
+# %% ../nbs/00_core.ipynb #21-33ac7e7e
 @contextmanager
 def complaining(
     name:str, # of the command
@@ -95,6 +95,8 @@ def complaining(
     "A user's mistake inside the block exits with 2 and one line."
     logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
     try: yield
+    except BrokenPipeError: # the reader has seen enough, as in `mimdet_models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MimdetError, OSError) as e:
         print(f'{name}: error: ' + ' '.join(str(e).split()), file=sys.stderr)
         sys.exit(2)
@@ -133,7 +135,7 @@ def check_parameters(
 def _assigned(source):
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
-# %% ../nbs/00_core.ipynb #28-a6a8aa7e
+# %% ../nbs/00_core.ipynb #28-8d0e475b
 PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'numpy', 'pillow')
 
 def versions()->dict:
@@ -145,8 +147,11 @@ def versions()->dict:
     return found
 
 def git_state()->dict:
-    "Commit of the code that runs, and whether it was changed since; empty outside a checkout."
-    def git(*args): return subprocess.run(['git', '-C', str(Path(__file__).parent if '__file__' in globals() else '.'), *args], capture_output=True, text=True)
+    "Commit of the code that runs, and whether it was changed since; empty outside a checkout and a bundle."
+    folder = Path(__file__).parent if '__file__' in globals() else Path('.')
+    bundle = folder.parent/'bundle.json' # made by `make bundle`
+    if bundle.exists(): return read_json(bundle)['git']
+    def git(*args): return subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True)
     head = git('rev-parse', 'HEAD')
     if head.returncode: return {}
     changed = git('status', '--porcelain', '--untracked-files=no', '--', ':/nbs/*.ipynb', ':/mimdet', ':/nbs/experiments')

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'parse_dataset',
            'image_errors', 'read_image', 'list_images', 'png_text', 'check_dataset', 'DatasetInfo', 'register',
-           'RandomCrop', 'FixedSizeCrop', 'train_augmentation', 'test_augmentation', 'square_train_augmentation',
-           'square_test_augmentation', 'train_augmentation_of', 'test_augmentation_of', 'TrainMapper', 'TestMapper',
-           'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
+           'RandomCrop', 'FixedSizeCrop', 'train_augmentation', 'test_augmentation', 'ResizeScale',
+           'square_train_augmentation', 'square_test_augmentation', 'train_augmentation_of', 'test_augmentation_of',
+           'TrainMapper', 'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader',
+           'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
 import io, logging, math, os, struct, warnings
@@ -271,14 +272,20 @@ def test_augmentation(
     "detectron2 augmentations for evaluation: a resize."
     return [T.ResizeShortestEdge(short_edge, max_size)] if short_edge else []
 
-# %% ../nbs/09_data.ipynb #26-95d95393
+# %% ../nbs/09_data.ipynb #26-17690583
+class ResizeScale(T.ResizeScale):
+    "detectron2's scaling into a box, of which very narrow images keep a pixel."
+    def _get_resize(self, image, scale):
+        resize = super()._get_resize(image, scale)
+        return T.ResizeTransform(resize.h, resize.w, max(1, resize.new_h), max(1, resize.new_w), resize.interp)
+
 def square_train_augmentation(
     side:int,         # of the square, in pixels
     scales=(0.1, 2.), # smallest and largest scale
     flip:bool=True,   # mirror every other image
 )->list:
     "detectron2 augmentations: large-scale jitter, a crop or padding at the right and the bottom, a flip."
-    return [T.ResizeScale(*scales, side, side), FixedSizeCrop((side, side)), *([T.RandomFlip()] if flip else [])]
+    return [ResizeScale(*scales, side, side), FixedSizeCrop((side, side)), *([T.RandomFlip()] if flip else [])]
 
 def square_test_augmentation(
     side:int, # of the square, in pixels

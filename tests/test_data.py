@@ -388,7 +388,7 @@ def test_jitter_keeps_boxes_on_their_objects(tmp_path, height, width, scale):
         dict(bbox=[x0, y0, x1 - x0, y1 - y0], bbox_mode=BoxMode.XYWH_ABS, category_id=0, segmentation=polygon, iscrowd=0)])
     sample = data.TrainMapper(data.square_train_augmentation(64, (scale, scale), flip=False))(record)
     assert sample['image'].shape == (3, 64, 64)
-    side = (round(height*64*scale/max(height, width)), round(width*64*scale/max(height, width)))
+    side = [max(1, round(edge*64*scale/max(height, width))) for edge in (height, width)]
     assert (sample['image'][:, side[0]:] == 128).all() and (sample['image'][:, :, side[1]:] == 128).all()
     for mask in sample['instances'].gt_masks.tensor: # none, if it was cut away or is too small
         assert (sample['image'][0] > 128)[mask].float().mean() > (0.6 if scale > 0.5 else 0.3) and mask[(sample['image'][0] > 250)].all()
