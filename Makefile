@@ -14,8 +14,11 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 endif
 export JUPYTER_PREFER_ENV_PATH = 1
 
+# `make bundle PYTHON=3.12` names the Python of another machine: here python3 will do.
+INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test readme lab lock clean clean-runs
+.PHONY: help setup reproduce test readme lab lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -23,8 +26,8 @@ help: ## list the targets
 setup: $(ENV)/.stamp ## make the environment (PYTHON=python3.12 to choose the interpreter)
 
 $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
-	@command -v "$(PYTHON)" >/dev/null || { echo "no $(PYTHON) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; exit 1; }
-	@"$(PYTHON)" tools/setup.py "$(ENV)"
+	@command -v "$(INTERPRETER)" >/dev/null || { echo "no $(INTERPRETER) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; exit 1; }
+	@"$(INTERPRETER)" tools/setup.py "$(ENV)"
 
 reproduce: setup ## data, training, evaluation, tables and figures (PROFILE=quick, CORES=all, FLAGS=-n for a dry run)
 	@$(RUN) python tools/reproduce.py $(PROFILE) --cores $(CORES) $(FLAGS)
@@ -40,6 +43,9 @@ lab: setup ## open the notebooks in JupyterLab
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
 	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock
+
+bundle: setup ## pack the project and its packages, all but PyTorch, for a machine without network (PYTHON=3.12, that machine's)
+	@$(RUN) python tools/bundle.py $(filter 3.%,$(PYTHON))
 
 clean: ## remove what was built, but neither environment nor runs
 	rm -rf build _proc _docs nbs/_proc .pytest_cache *.egg-info

