@@ -7,6 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
+from mimdet.core import sha256
+from mimdet.detector import build
+from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
 from mimdet.evaluate import mimdet_evaluate, mimdet_predict
 from mimdet.pretrain import mimdet_pretrain
 from mimdet.recipes import config, mimdet_models, names
@@ -156,6 +159,42 @@ def test_pretrain(call, emoji, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'box AP' in done.stdout and 'dropped' in done.stdout
     assert 'no images here' in complaint(call(mimdet_pretrain, tmp_path, '--output', tmp_path/'none'))
+
+def test_boxes_without_masks(call, emoji, tmp_path):
+    "Annotations without outlines train a detector of boxes, which is evaluated and predicts as such."
+    def outlines_gone(coco):
+        for annotation in coco['annotations']: del annotation['segmentation']
+    data = changed(emoji['train'], tmp_path, outlines_gone)
+    assert call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out').returncode == 0
+    done = call(mimdet_evaluate, tmp_path/'out')
+    assert 'box AP' in done.stdout and 'mask AP' not in done.stdout
+    pictures(tmp_path)
+    assert call(mimdet_predict, tmp_path/'out', tmp_path/'grey.png', '--output', tmp_path/'drawn', '--threshold', 0.01).returncode == 0
+    found = json.loads((tmp_path/'drawn'/'predictions.json').read_text())
+    assert found and 'segmentation' not in found[0]
+
+@pytest.mark.parametrize('recipe', ['mimdet_tiny_v2_sr0.5_3x', 'benchmarking_tiny_25ep'])
+def test_weights_of_a_recipe(call, recipe, emoji, tmp_path):
+    "A file alone, as the published ones: the recipe says the rest, and the categories are COCO's."
+    torch.manual_seed(0)
+    weights = {k: v*(10 if 'cls_score.weight' in k else 1) for k, v in build(config(recipe)).state_dict().items()}
+    torch.save(dict(model=weights), tmp_path/'published.pth')
+    pictures(tmp_path)
+    options = '--weights', tmp_path/'published.pth'
+    done = call(mimdet_predict, recipe, tmp_path/'turned.jpg', *options, '--output', tmp_path/'drawn', '--threshold', 0)
+    assert done.returncode == 0 and sha256(tmp_path/'published.pth') in done.stdout, done.stderr
+    found = json.loads((tmp_path/'drawn'/'predictions.json').read_text())
+    assert found and {f['category'] for f in found} <= set(MetadataCatalog.get('coco_2017_val').thing_classes)
+    assert all(0 <= f['bbox'][0] and f['bbox'][0] + f['bbox'][2] <= 60.01 and f['bbox'][1] + f['bbox'][3] <= 90.01 for f in found)
+    assert '80 categories' in complaint(call(mimdet_evaluate, recipe, *options, '--dataset', spec(emoji['val'])))
+
+def test_the_baseline_trains_and_has_no_ratio(call, emoji, tmp_path):
+    data = ['--dataset', spec(emoji['train']), '--val', spec(emoji['val'])]
+    done = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', 'schedule.iterations=1', *SHORT, *data, '--output', tmp_path/'out')
+    assert done.returncode == 0 and '\n1      decoder' in done.stdout, done.stderr
+    assert 'no sample ratio' in complaint(call(mimdet_evaluate, tmp_path/'out', '--ratio', '0.5'))
+    wrong = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', *SHORT, 'data.square=64', *data, '--output', tmp_path/'wrong')
+    assert 'takes 128x128 pixels, not 64x64' in complaint(wrong)
 
 def test_models(call):
     assert 'unknown recipe' in complaint(call(mimdet_models, 'mimdet_base_v1'))
