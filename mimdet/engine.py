@@ -6,13 +6,14 @@
 __all__ = ['pick_device', 'under_launcher', 'process_group', 'launch', 'lr_schedule', 'Trainer', 'Checkpoint', 'MovingAverage',
            'Writers', 'fit', 'read_metrics']
 
-# %% ../nbs/12_engine.ipynb #02-8441d34a
+# %% ../nbs/12_engine.ipynb #02-0e8e1279
 import json, logging, os, re, signal, time, uuid
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 import torch
 from torch import distributed, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,7 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from .core import MimdetError, seed_for, write_json, write_text
-from .pretrained import read_checkpoint, save_weights
+from .pretrained import load_into, read_checkpoint, save_weights
 from .recipes import differences
 
 # %% ../nbs/12_engine.ipynb #05-5f6bb573
@@ -37,7 +38,7 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise MimdetError(f'device {name!r} is not available: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/12_engine.ipynb #08-b2c9cf12
+# %% ../nbs/12_engine.ipynb #08-bc7fc8f3
 def under_launcher()->bool:
     "Whether this process was started by `torchrun` or by `launch`."
     return 'RANK' in os.environ
@@ -72,6 +73,7 @@ def launch(
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL) # the one line below says it
     run = LaunchConfig(num_machines, num_machines, num_gpus, run_id=uuid.uuid4().hex if num_machines == 1 else 'mimdet', max_restarts=0, **meeting)
     try: elastic_launch(run, worker)(*arguments)
+    except SignalException as e: raise MimdetError(f'stopped by {e.sigval.name}, all processes with it; --resume goes on from the last checkpoint') from None
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
         how = f'was killed by {signal.Signals(-failure.exitcode).name}' if failure.exitcode < 0 else f'ended with exit code {failure.exitcode}'
@@ -180,7 +182,7 @@ class Writers(hooks.PeriodicWriter):
         else:
             for writer in self._writers: writer.close()
 
-# %% ../nbs/12_engine.ipynb #18-6fa6517b
+# %% ../nbs/12_engine.ipynb #18-d3db9773
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
@@ -188,6 +190,7 @@ def fit(
     loader,            # first step -> iterable of micro-batches
     iterations:int,    # length of the run, those already done included
     output_dir,        # gets checkpoint.pth, metrics.jsonl and TensorBoard's events
+    *,
     seed:int=0,        # of the steps
     period:int=1000,   # steps between checkpoints
     log_period:int=20, # steps between progress lines
@@ -219,11 +222,8 @@ def fit(
     if main:
         writers = [CommonMetricPrinter(iterations), JSONWriter(str(output_dir/'metrics.jsonl')), TensorboardXWriter(str(output_dir), purge_step=done)]
         trainer.register_hooks([Writers(writers, log_period), Checkpoint(model, output_dir/'checkpoint.pth', period, identity)])
-    if state:
-        model.load_state_dict(state['model'])
-        trainer.load_state_dict(state['trainer'])
-        schedule.base_lrs = [group['initial_lr'] for group in optimizer.param_groups]
-        for group, lr in zip(optimizer.param_groups, schedule.get_lr()): group['lr'] = lr
+    if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
+    if done == iterations: return
     try: trainer.train(done, iterations)
     except FloatingPointError: raise MimdetError(f'training diverged in another process: see {output_dir}/not_finite_*.json') from None
 
@@ -236,6 +236,14 @@ def _last_state(path, resume, identity, allow_changes):
         raise MimdetError(f'{path} belongs to another configuration ({"; ".join(changes)}): --allow-changes goes on with the new one, or choose another output folder')
     for change in changes: logging.getLogger(__name__).info(f'changed since the checkpoint: {change}')
     return state
+
+def _go_on(state, path, model, trainer, schedule):
+    load_into(model, state['model'], path)
+    try: trainer.load_state_dict(state['trainer'])
+    except ValueError as e: raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): train anew, from its weights if you like (--init)') from None
+    groups = trainer.optimizer.param_groups
+    schedule.base_lrs = [group['initial_lr'] for group in groups]
+    for group, lr in zip(groups, schedule.get_lr()): group['lr'] = lr
 
 def _forget_metrics_after(path, done):
     if path.exists(): write_text(path, ''.join(f'{line}\n' for line in path.read_text().splitlines() if line.endswith('}') and json.loads(line)['iteration'] < done))

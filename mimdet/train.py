@@ -65,7 +65,7 @@ def with_classes(
     cfg.data.classes, cfg.data.category_ids = list(info.classes), list(info.category_ids)
     return cfg
 
-# %% ../nbs/15_train.ipynb #10-70f302fc
+# %% ../nbs/15_train.ipynb #10-6a2d4e3b
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
@@ -88,9 +88,10 @@ def train(
                                        world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=cfg.data.workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
-    fit(model, optimizer, schedule, loader, steps.iterations, output, cfg.train.seed, cfg.train.checkpoint_period, cfg.train.log_period, resume,
-        identity(cfg, info), allow_changes, [*average, *evaluation_hooks(cfg, final)], {'config.yaml': OmegaConf.to_yaml(cfg)} | (notes or {}),
-        cfg.train.accumulate, cfg.optimizer.clip, precision(cfg.model.amp, device) == torch.float16, cfg.train.fp16_compression, what_is_in)
+    fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
+        resume=resume, identity=identity(cfg, info), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final)],
+        notes={'config.yaml': OmegaConf.to_yaml(cfg)} | (notes or {}), accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
+        scaled=precision(cfg.model.amp, device) == torch.float16, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
     result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, reports=reports, parameters=sum(p.numel() for p in model.parameters()))
     if comm.is_main_process():
         save_weights(dict(model=final.state_dict()), output/'model_final.pth')
@@ -164,7 +165,7 @@ def changes_of(
     name = cfg.train.get('recipe')
     return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name))) if name in RECIPES else []
 
-# %% ../nbs/15_train.ipynb #18-63708061
+# %% ../nbs/15_train.ipynb #18-0f9db63b
 @command
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
@@ -201,7 +202,7 @@ def mimdet_train(
     arguments = OmegaConf.to_container(cfg), resume, allow_changes, eval_only
     if num_gpus*num_machines == 1 or under_launcher(): return _work(*arguments)
     if min(num_gpus, num_machines) < 1: raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
-    if pick_device(cfg.train.device) != 'cpu' and num_gpus > torch.cuda.device_count(): raise MimdetError(f'--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}')
+    if cfg.train.device != 'cpu' and num_gpus > torch.cuda.device_count(): raise MimdetError(f'--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}')
     launch(_worker, arguments, num_gpus, num_machines, machine_rank, dist_url)
 
 def _work(plain, resume, allow_changes, eval_only):

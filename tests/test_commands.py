@@ -250,6 +250,7 @@ def test_options_between_changes(call):
     (['--num-gpus', 2, '--num-machines', 2], '--dist-url tcp://'),
     (['--num-machines', 2, '--machine-rank', 2], 'outside 0 to 1'),
     (['--num-gpus', 0], 'at least 1'),
+    (['--num-gpus', 99, '--device', 'cuda'], '--num-gpus 99: this machine has'),
 ])
 def test_bad_launch(call, options, message): assert message in complaint(call(mimdet_train, '--device', 'cpu', *options))
 

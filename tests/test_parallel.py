@@ -105,6 +105,17 @@ def test_a_killed_process_ends_the_job(emoji, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert logged(out) == list(range(20)) and len(done) < 20
 
+def test_an_interrupted_job_leaves_nothing_running(emoji, tmp_path):
+    out = tmp_path/'out'
+    command = arguments(out, '--dataset', spec(emoji['train']), 'schedule.iterations=99', '--num-gpus', '2')
+    job = subprocess.Popen([Path(sys.executable).with_name('mimdet_train'), *command], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not logged(out): time.sleep(0.05)
+    children = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 2 and 'stopped by SIGTERM' in errors.splitlines()[-1], errors
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
 def test_a_mistake_in_a_process_is_told_in_one_line(emoji, tmp_path):
     done = run_command('mimdet_train', *arguments(tmp_path/'out', '--dataset', spec(emoji['train']), '--num-gpus', 2, 'data.batch=3'), env=ENVIRONMENT)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
