@@ -80,7 +80,7 @@ class Recipe:
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
 
-# %% ../nbs/11_recipes.ipynb #08-0f3018e0
+# %% ../nbs/11_recipes.ipynb #08-0c5643f4
 SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
@@ -94,7 +94,7 @@ SIZES = dict(
 DESIGNS = dict(
     v1=dict(),
     v2=dict(fill='stem', img_size=800),
-    benchmarking=dict(backbone='benchmarking', img_size=1024, square=1024, jitter=(0.1, 2.), crop=False, images=118_000,
+    benchmarking=dict(backbone='benchmarking', img_size=1024, square=1024, jitter=(0.1, 2.), crop=False, checkpointing=False, images=118_000,
                       schedule='cosine', milestones=(), warmup_factor=1e-3),
 )
 EXCEPTIONS = { # where size and design are not independent
