@@ -38,7 +38,7 @@ def from_windows(
     "The inverse of `to_windows`."
     return rearrange(tokens, '(b r c) (y x) d -> b (r y c x) d', r=count, y=window, c=count, x=window)
 
-# %% ../nbs/07_benchmarking.ipynb #08-fdb22e87
+# %% ../nbs/07_benchmarking.ipynb #08-8ff49b55
 class RelativePositionBias(nn.Module):
     "A learned number for each head and each offset between two tokens of a square."
     def __init__(self,
@@ -50,9 +50,9 @@ class RelativePositionBias(nn.Module):
         self.register_buffer('relative_position_index', gen_relative_position_index((side, side)))
 
     def forward(self): # (1, heads, N, N), contiguous as the fused kernels want it
-        return rearrange(self.relative_position_bias_table[self.relative_position_index], 'q k h -> 1 h q k').contiguous()
+        return self.relative_position_bias_table.T[:, self.relative_position_index][None].contiguous()
 
-# %% ../nbs/07_benchmarking.ipynb #13-967f15d5
+# %% ../nbs/07_benchmarking.ipynb #15-967f15d5
 def attend(
     attention,  # timm's `Attention`
     tokens,     # (B, N, dim) on a square grid
@@ -71,7 +71,7 @@ class WindowBlock(Block):
         tokens = tokens + self.drop_path1(attend(self.attn, self.norm1(tokens), bias))
         return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
-# %% ../nbs/07_benchmarking.ipynb #21-53cb181c
+# %% ../nbs/07_benchmarking.ipynb #23-53cb181c
 @torch.no_grad()
 def init_weights(model):
     "Initialise a `BenchmarkingViT` in place."
@@ -83,7 +83,7 @@ def init_weights(model):
     for i, block in enumerate(model.blocks, 1):
         for layer in (block.attn.proj, block.mlp.fc2): layer.weight.div_((2*i)**0.5)
 
-# %% ../nbs/07_benchmarking.ipynb #23-d5013f5e
+# %% ../nbs/07_benchmarking.ipynb #25-d5013f5e
 class BenchmarkingViT(Backbone):
     "A plain ViT by windows: c2, c3, c4, c5 at strides 4, 8, 16, 32, one from each quarter (Li et al. 2021)."
     def __init__(self,

@@ -80,7 +80,7 @@ class Recipe:
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
 
-# %% ../nbs/11_recipes.ipynb #08-0c5643f4
+# %% ../nbs/11_recipes.ipynb #08-56b0b03b
 SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
@@ -100,7 +100,7 @@ DESIGNS = dict(
 EXCEPTIONS = { # where size and design are not independent
     ('large', 'v2'): dict(lr_factor=3.5),
     ('tiny', 'v2'): dict(img_size=128),
-    ('tiny', 'benchmarking'): dict(img_size=128, square=128, window=4, levels=4, anchors=(12, 24, 40, 64)),
+    ('tiny', 'benchmarking'): dict(img_size=128, square=128, window=4, depth=8, levels=4, anchors=(12, 24, 40, 64)),
 }
 
 def _recipe(size, design, **changes):

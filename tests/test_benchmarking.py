@@ -3,6 +3,7 @@ import pytest
 import torch
 import mimdet.compat
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
 from mimdet.benchmarking import BenchmarkingViT, RelativePositionBias
 from mimdet.core import MimdetError
 from mimdet.detector import build
@@ -123,7 +124,8 @@ def test_a_training_step_of_a_whole_detector():
     model = build(cfg).train()
     mask = torch.zeros(1, 128, 128, dtype=torch.bool); mask[:, 20:60, 30:90] = True
     target = Instances((128, 128), gt_boxes=Boxes(torch.tensor([[30., 20., 90., 60.]])), gt_classes=torch.tensor([3]), gt_masks=BitMasks(mask))
-    losses = model([dict(image=torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8), instances=target)]*2)
+    sample = dict(image=torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8), instances=target)
+    with EventStorage(): losses = model([sample]*2)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert model.backbone.bottom_up.patch_embed.proj.weight.grad.abs().sum() > 0

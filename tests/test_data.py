@@ -1,13 +1,13 @@
 """COCO-format data sets: what is refused and how, odd images, the augmentation, and a stream that restarts and workers cannot change."""
-import copy, io, pickle
+import copy, io, pickle, sys
 from collections import Counter
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools import mask as mask_api
 import mimdet.data as data # as a module: pytest takes names that begin with test for tests
-from detectron2.structures import BoxMode # after mimdet.data, which mends detectron2
 from mimdet.core import MimdetError, project_root, write_json, write_text
 
 SIZES = [(64, 48), (48, 64), (64, 48), (50, 50), (64, 40), (40, 64), (64, 48)]
@@ -325,6 +325,160 @@ def test_each_augmentation_option_does_something(records, change):
     base = dict(short_edges=(64,)) if 'max_size' in change else {}
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(images(base), images(base | change)))
 
+# Squares
+
+SQUARE = dict(side=96, jitter=[0.1, 2.0], flip=True)
+
+def tight(mask):
+    rows, columns = torch.where(mask)
+    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+@pytest.mark.parametrize('options', [SQUARE, SQUARE | dict(jitter=[0.1, 0.1]), SQUARE | dict(jitter=[2, 2]), dict(side=96), dict(side=40), dict(side=1)], ids=str)
+def test_squares_keep_boxes_masks_and_images_together(records, options):
+    mapper = data.TrainMapper(data.square_augmentation(**options))
+    np.random.seed(0)
+    for _ in range(20):
+        for record in records:
+            sample = mapper(record)
+            found, side = sample['instances'], options['side']
+            assert sample['image'].shape == (3, side, side) and sample['image'].dtype == torch.uint8
+            assert found.image_size == (side, side) and found.gt_masks.tensor.shape == (len(found), side, side) and found.gt_masks.tensor.dtype == torch.bool
+            for box, mask in zip(found.gt_boxes.tensor, found.gt_masks.tensor): assert (box == tight(mask)).all()
+
+def bright_objects(tmp_path, shape=(64, 48)):
+    "A record whose two objects, a polygon and run lengths, are bright on black; they touch the right and the lower border."
+    width, height = shape
+    coco = make(tmp_path, [shape]*2)
+    bright = np.zeros((height, width, 3), dtype=np.uint8); bright[5:25, 40:] = bright[30:, 4:34] = [255, 200, 90] # between this and black lies no grey, which is padding
+    mask = np.zeros((height, width), dtype=np.uint8); mask[30:, 4:34] = 1
+    Image.fromarray(bright).save(tmp_path/'images/1.png')
+    coco['annotations'][0] |= dict(segmentation=[[40, 5, width, 5, width, 25, 40, 25]], bbox=[40, 5, width - 40, 20])
+    coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[4, 30, 30, height - 30])
+    write_json(tmp_path/'a.json', coco)
+    return data.register(f'bright {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+
+@pytest.mark.parametrize('options', [dict(side=160, jitter=[0.5, 2.0], flip=True), dict(side=100), dict(side=200)], ids=str)
+def test_masks_follow_the_pixels_into_squares(tmp_path, options):
+    mapper, record = data.TrainMapper(data.square_augmentation(**options)), bright_objects(tmp_path)
+    np.random.seed(0)
+    for _ in range(20):
+        sample = mapper(record)
+        covered, padding = sample['instances'].gt_masks.tensor.any(0), (sample['image'] == 128).all(0)
+        bright = (sample['image'][0] > 127) & ~padding
+        assert (covered ^ bright).sum() <= 0.05*(covered | bright).sum() and not (covered & padding).any()
+
+def test_nothing_lies_in_the_padding(tmp_path):
+    "Although the polygon sticks out of its image by a pixel, in all directions."
+    record = bright_objects(tmp_path)
+    record['annotations'][0] |= dict(segmentation=[[-1, -1, 65, -1, 65, 49, -1, 49]], bbox=[-1, -1, 66, 50])
+    np.random.seed(0)
+    for side in (64, 100, 150):
+        found = data.TrainMapper(data.square_augmentation(side))(record)['instances']
+        height = int(side*48/64 + 0.5)
+        assert found.gt_masks.tensor[0, :height].all() and not found.gt_masks.tensor[:, height:].any()
+        assert found.gt_boxes.tensor[0].tolist() == [0, 0, side, height]
+
+def test_polygons_and_run_lengths_come_out_alike(tmp_path):
+    polygon = bright_objects(tmp_path)
+    mask = np.zeros((48, 64), dtype=np.uint8); mask[5:25, 40:] = 1
+    packed_up = copy.deepcopy(polygon)
+    packed_up['annotations'][0]['segmentation'] = packed(mask)
+    mapper = data.TrainMapper(data.square_augmentation(160, [0.5, 2.0], flip=True))
+    for seed in range(20):
+        with data.numpy_seed(seed): one = mapper(polygon)['instances']
+        with data.numpy_seed(seed): other = mapper(packed_up)['instances']
+        assert len(one) == len(other) and (one.gt_boxes.tensor - other.gt_boxes.tensor).abs().max() <= 1
+        for (x0, y0, x1, y1), a, b in zip(one.gt_boxes.tensor, one.gt_masks.tensor, other.gt_masks.tensor): assert (a ^ b).sum() <= 2*(x1 - x0 + y1 - y0)
+
+def test_squares_of_images_without_objects_and_of_objects_that_vanish(records):
+    for jitter in ([0.1, 0.1], [1, 2], []):
+        sample = data.TrainMapper(data.square_augmentation(64, jitter))(records[6])
+        assert len(sample['instances']) == 0 and sample['instances'].gt_masks.tensor.shape == (0, 64, 64) and sample['instances'].gt_boxes.tensor.shape == (0, 4)
+    packed_only = records[0] | dict(annotations=records[0]['annotations'][1:]) # of a polygon a pixel always remains
+    vanished = data.TrainMapper(data.square_augmentation(8, [0.1, 0.1]))(packed_only)
+    assert vanished['image'].shape == (3, 8, 8) and len(vanished['instances']) == 0 and vanished['instances'].gt_masks.tensor.shape == (0, 8, 8)
+
+@pytest.mark.parametrize('shape', [(3, 500), (500, 3), (1, 1)], ids=str)
+def test_thin_images_keep_a_pixel(shape):
+    image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+    data.T.AugmentationList(data.square_augmentation(64, [0.1, 0.1]))(image)
+    assert image.image.shape == (64, 64, 3) and 0 < (image.image == 0).all(2).sum() < 64
+
+def test_jitter_scales_and_crops_over_its_whole_range():
+    np.random.seed(0)
+    sizes, first = [], set()
+    for _ in range(300):
+        image = data.T.AugInput(np.arange(1, 101, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2))
+        data.T.AugmentationList(data.square_augmentation(200, [0.1, 2.0]))(image)
+        inside = (image.image[0] != 128).all(1).sum() if (image.image == 128).any() else 200
+        sizes.append(int(inside)); first.add(int(image.image[0, 0, 0]))
+    assert min(sizes) < 30 and max(sizes) == 200 and 0.35 < np.mean(np.array(sizes) < 200) < 0.6 # (1 - 0.1)/(2 - 0.1) of the images are smaller
+    assert len(first) > 20 # crops begin at many rows
+
+def test_squares_need_no_shapely_and_are_a_function_of_the_seed(records, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'shapely', None)
+    mapper = data.TrainMapper(data.square_augmentation(**SQUARE))
+    def draw(seed):
+        with data.numpy_seed(seed): sample = mapper(records[0])
+        return sample['image'], sample['instances'].gt_boxes.tensor
+    for seed in range(5): assert all(torch.equal(a, b) for a, b in zip(draw(seed), draw(seed)))
+    assert not torch.equal(draw(0)[0], draw(1)[0])
+    assert trace(data.train_loader(**options(records, mapper=mapper, start=4, workers=1))) == trace(data.train_loader(**options(records, mapper=mapper)))[16:]
+
+def test_square_evaluation(records):
+    sample = data.TestMapper(data.square_augmentation(100))(records[1]) # 48x64
+    assert sample['image'].shape == (3, 100, 100) and (sample['height'], sample['width']) == (64, 48)
+    assert (sample['image'][:, :, 75:] == 128).all() and not (sample['image'][:, :, :75] == 128).all(0).all(0).any()
+
+def test_squares_of_boxes_alone(tmp_path, toy):
+    for a in toy['annotations']: del a['segmentation']
+    write_json(tmp_path/'b.json', toy)
+    info = data.register(f'square boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    mapper = data.TrainMapper(data.square_augmentation(**SQUARE), masks=info.masks)
+    np.random.seed(0)
+    for _ in range(20):
+        found = mapper(info.records[0])['instances']
+        assert (found.gt_boxes.tensor >= 0).all() and (found.gt_boxes.tensor <= 96).all() and found.gt_boxes.nonempty().all()
+
+@pytest.mark.parametrize('options, complaint', [(dict(side=0), 'side=0'), (dict(side=9, jitter=[1]), r'jitter=\[1\]'), (dict(side=9, jitter=[0, 1]), 'jitter'), (dict(side=9, jitter=[2, 1]), 'jitter'), (dict(side=9, jitter=['a', 1]), 'jitter')], ids=str)
+def test_bad_squares(options, complaint):
+    with pytest.raises(MimdetError, match=complaint) as e: data.square_augmentation(**options)
+    assert '\n' not in str(e.value)
+
+# From a configuration
+
+SECTION = dict(short_edges=[48, 64], crop=False, flip=True, test_short_edge=32, max_size=100, square=0, jitter=[])
+
+def both(section, records, seed=0):
+    with data.numpy_seed(seed):
+        train, test = data.TrainMapper(data.train_augmentation_of(section)), data.TestMapper(data.test_augmentation_of(section))
+        return [train(records[0])['image'] for _ in range(8)] + [test(records[0])['image']]
+
+def same(some, others): return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+@pytest.mark.parametrize('change', [dict(short_edges=[40]), dict(crop=True), dict(flip=False), dict(test_short_edge=40), dict(max_size=50), dict(square=64), dict(square=64, jitter=[0.5, 1.5])], ids=str)
+def test_each_key_of_the_data_section_does_something(records, change): assert not same(both(SECTION, records), both(SECTION | change, records))
+
+def test_each_key_of_a_square_does_something(records):
+    square = SECTION | dict(square=64, jitter=[0.5, 1.5])
+    for change in (dict(square=80), dict(jitter=[0.2, 0.4]), dict(jitter=[]), dict(flip=False)): assert not same(both(square, records), both(square | change, records))
+
+def test_the_data_section_may_be_omegaconf_or_without_the_newer_keys(records):
+    for section in (SECTION, SECTION | dict(square=64, jitter=[0.5, 1.5])): assert same(both(section, records), both(OmegaConf.create(section), records))
+    older = {k: v for k, v in SECTION.items() if k not in ('flip', 'square', 'jitter')}
+    assert same(both(SECTION, records), both(OmegaConf.create(older), records))
+
+def test_without_a_square_all_is_as_before(records):
+    section = SECTION | dict(crop=True)
+    for seed in range(5):
+        with data.numpy_seed(seed):
+            mapper = data.TrainMapper(data.train_augmentation([48, 64], 100, data.PAPER_CROP))
+            before = [mapper(records[0])['image'] for _ in range(8)] + [data.TestMapper(data.test_augmentation(32, 100))(records[0])['image']]
+        assert same(before, both(section, records, seed))
+
+def test_jitter_without_a_square_is_refused():
+    with pytest.raises(MimdetError, match='needs a square.*data.square.*data.jitter='): data.train_augmentation_of(SECTION | dict(jitter=[0.1, 2.0]))
+
 # The stream
 
 def trace(loader): return [(s['draw'], s['image_id'], s['image'].sum().item(), s['image'].shape, s['instances'].gt_boxes.tensor.sum().item()) for batch in loader for s in batch]
@@ -348,6 +502,17 @@ def test_the_shares_of_all_processes_are_the_whole(records, world):
     for batch, *parts in zip(whole, *shares):
         assert sum(parts, []) == batch and all(len(part) == 4//world for part in parts)
 
+@pytest.mark.parametrize('world, accumulate', [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)])
+@pytest.mark.parametrize('start', [0, 3])
+def test_the_parts_of_all_processes_are_the_whole(records, world, accumulate, start):
+    whole = [trace([batch]) for batch in data.train_loader(**options(records, start=start))]
+    parts = [[trace([part]) for part in data.train_loader(**options(records, start=start, rank=rank, world=world, accumulate=accumulate, workers=rank % 2))] for rank in range(world)]
+    assert all(len(mine) == accumulate*(9 - start) for mine in parts)
+    assert len(data.train_loader(**options(records, start=start, world=world, accumulate=accumulate))) == accumulate*(9 - start)
+    for step, batch in enumerate(whole):
+        shares = [parts[rank][step*accumulate + j] for j in range(accumulate) for rank in range(world)] # share j*world + rank
+        assert sum(shares, []) == batch and all(len(share) == 4//(world*accumulate) for share in shares)
+
 def test_another_seed_gives_another_stream_and_draws_count_on(records):
     one, other = (trace(data.train_loader(**options(records, seed=seed))) for seed in (0, 1))
     assert [s[0] for s in one] == list(range(36)) and one != other
@@ -368,31 +533,6 @@ def test_batches_hold_one_shape_and_every_image_comes_equally_often(wide, tall, 
     assert set(Counter(stream.tolist()).values()) == {epochs} and len(Counter(stream.tolist())) == images
     for k in (0, 1, batch, images, images*epochs - 1, 10**7): assert order(k) == data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)(k)
 
-@pytest.mark.parametrize('world, accumulate', [(1, 4), (2, 2), (4, 1)])
-def test_shares_make_up_the_batch(records, world, accumulate):
-    "The micro-batches of all processes are the batch, in the order in which a step numbers its parts."
-    loaders = [list(data.train_loader(**options(records, rank=rank, world=world, accumulate=accumulate, start=3, stop=6))) for rank in range(world)]
-    whole = [sample['draw'] for batch in data.train_loader(**options(records, start=3, stop=6)) for sample in batch]
-    assert [sample['draw'] for parts in zip(*loaders) for part in parts for sample in part] == whole
-
-@pytest.mark.parametrize('height, width', [(40, 100), (100, 40), (64, 64), (9, 200)])
-@pytest.mark.parametrize('scale', [0.1, 0.7, 2.])
-def test_jitter_keeps_boxes_on_their_objects(tmp_path, height, width, scale):
-    "A box of one colour is found where its annotation says after any scaling, cut and padding; padding is grey."
-    pixels = np.zeros((height, width, 3), np.uint8)
-    y0, x0, y1, x1 = height//4, width//4, height*3//4, width*3//4
-    pixels[y0:y1, x0:x1] = 255
-    Image.fromarray(pixels).save(tmp_path/'a.png')
-    polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    record = dict(file_name=str(tmp_path/'a.png'), height=height, width=width, image_id=1, annotations=[
-        dict(bbox=[x0, y0, x1 - x0, y1 - y0], bbox_mode=BoxMode.XYWH_ABS, category_id=0, segmentation=polygon, iscrowd=0)])
-    sample = data.TrainMapper(data.square_train_augmentation(64, (scale, scale), flip=False))(record)
-    assert sample['image'].shape == (3, 64, 64)
-    side = [max(1, round(edge*64*scale/max(height, width))) for edge in (height, width)]
-    assert (sample['image'][:, side[0]:] == 128).all() and (sample['image'][:, :, side[1]:] == 128).all()
-    for mask in sample['instances'].gt_masks.tensor: # none, if it was cut away or is too small
-        assert (sample['image'][0] > 128)[mask].float().mean() > (0.6 if scale > 0.5 else 0.3) and mask[(sample['image'][0] > 250)].all()
-
 def test_landscape_and_portrait_do_not_mix(records):
     for batch in data.train_loader(**options(records, batch=2, stop=20)):
         assert len({s['width'] > s['height'] for s in batch}) == 1
@@ -402,7 +542,7 @@ def test_the_stream_can_be_sent_to_another_process(records):
     stream[3]
     assert torch.equal(pickle.loads(pickle.dumps(stream))[5]['image'], stream[5]['image'])
 
-@pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of processes x micro-batches, 2 x 1'), (dict(batch=0), 'batch=0'), (dict(records=[]), 'no images')])
+@pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of the 2 processes'), (dict(batch=0), 'batch=0'), (dict(batch=6, world=2, accumulate=2), 'batch=6 must be a multiple of the 2 processes x 2 parts'), (dict(accumulate=0), 'accumulate=0'), (dict(records=[]), 'no images')])
 def test_bad_loader_options(records, change, complaint):
     with pytest.raises(MimdetError, match=complaint): data.train_loader(**options(records) | change)
 

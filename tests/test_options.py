@@ -5,7 +5,7 @@ import pytest, torch
 from conftest import spec
 from omegaconf import OmegaConf
 from detectron2.utils.events import EventStorage
-import mimdet.train
+import mimdet.evaluate, mimdet.train
 from mimdet.data import TrainMapper, register, train_augmentation_of
 from mimdet.detector import build, evaluating
 from mimdet.recipes import RECIPES, config, leaves, override, recipe
@@ -38,7 +38,6 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
 }
 FIRST = { # what has to be set for an option to matter
     'schedule.milestones': ['schedule.kind=step'], 'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'data.jitter=[1,1]'],
-    'data.square': ['data.jitter=[1,1]'], 'model.backbone.bottom_up.checkpointing': [],
 }
 LISTS = {list: lambda v: [2*x if isinstance(x, (int, float)) else [2*y for y in x] for x in v], bool: lambda v: not v, int: lambda v: 2*v or 1, float: lambda v: v/2 or 0.5}
 
@@ -89,21 +88,19 @@ def test_model(key, emoji, samples):
 # --- the training ---
 
 def training(cfg, folder, monkeypatch):
-    "What a training leaves: weights, files, the log; and how its data are loaded."
-    loaders = []
-    def spy(*arguments, **options):
-        loaders.append(options['workers'])
-        return real(*arguments, **options)
-    real = mimdet.train.train_loader
-    monkeypatch.setattr(mimdet.train, 'train_loader', spy)
-    saved = []
-    save = mimdet.engine.save_weights
-    monkeypatch.setattr(mimdet.engine, 'save_weights', lambda content, path: saved.append(path) or save(content, path))
+    "What a training leaves: weights, the log; how its data are loaded, what is saved, and what is found in the end."
+    seen = []
+    def watch(module, name, what):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments, **options: seen.append(what(*arguments, **options)) or real(*arguments, **options))
+    watch(mimdet.train, 'train_loader', lambda *_, workers, **__: workers)
+    watch(mimdet.engine, 'save_weights', lambda content, path: path.name)
+    watch(mimdet.evaluate, 'average_precision', lambda json, found, *_: [f['bbox'] for f in found])
     cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
     result = mimdet.train.train(cfg)
     monkeypatch.undo()
     log = [{k: v for k, v in json.loads(line).items() if 'time' not in k} for line in Path(cfg.train.output_dir, 'metrics.jsonl').read_text().splitlines()]
-    return result['weights'], str(Path(cfg.train.output_dir).relative_to(folder)), log, loaders, len(saved)
+    return result['weights'], str(Path(cfg.train.output_dir).relative_to(folder)), log, seen
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, emoji):
