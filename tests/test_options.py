@@ -37,7 +37,8 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
     'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus',
 }
 FIRST = { # what has to be set for an option to matter
-    'schedule.milestones': ['schedule.kind=step'], 'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'data.jitter=[1,1]'],
+    'schedule.milestones': ['schedule.kind=step'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],
+    'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'data.jitter=[1,1]'],
 }
 LISTS = {list: lambda v: [2*x if isinstance(x, (int, float)) else [2*y for y in x] for x in v], bool: lambda v: not v, int: lambda v: 2*v or 1, float: lambda v: v/2 or 0.5}
 
