@@ -114,9 +114,18 @@ def test_table(tmp_path):
     assert 'Synthetic CPU, 2 cores' in inference and '1.80 of 2 cores' in inference and 'commit 0123456' in inference
     assert '| 0.25 | 950 | 800 x 1216 | 2 | 3.2 (2.88 to 3.52) | 6.4 (5.76 to 7.04) | 0.9 | 2.2 | 0.5 | 100.0 |' in inference
     assert 'Synthetic GPU' in training and '| yes | fp32 | 1.6 (1.44 to 1.76) | 3.2 (2.88 to 3.52) | 2.2 | 4.0 |' in training
+    assert 'Other work had' not in inference
     assert all('out of memory' in part for part in (inference, training)) and 'not run' not in inference + training
     lines = (tmp_path/'out'/'cost.csv').read_text().splitlines()
     assert len(lines) == 13 and 'images_per_second_median' in lines[0]
+
+def test_a_busy_machine_is_said(tmp_path):
+    busy = made_up('forward')
+    for row in busy['metrics']['rows'][:-1]: row['cpu_seconds'] = [1.]*3
+    for name, made in (('forward', made_up('forward')), ('later', busy | dict(name='later'))): write_json(tmp_path/'records'/'cost'/f'{name}.json', made)
+    notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
+    first, second = (tmp_path/'out'/'cost.md').read_text().split('run later')
+    assert 'Other work had' in second and 'Other work had' not in first and (tmp_path/'out'/'cost_later.svg').exists() # no run hides another
 
 def test_table_without_records(tmp_path):
     notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
