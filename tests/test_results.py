@@ -199,7 +199,7 @@ def test_load_refuses_what_is_no_record(tmp_path):
 
 # --- the figure notebooks ---
 
-@pytest.mark.parametrize('notebook', sorted(p.stem for p in (ROOT/'nbs'/'figures').glob('*.ipynb')))
+@pytest.mark.parametrize('notebook', sorted(p.stem for p in (ROOT/'nbs'/'figures').glob('*.ipynb') if p.stem != 'table_cost')) # which reads other records: test_cost
 def test_figure_notebooks(notebook, tmp_path):
     write(study(), tmp_path/'records')
     parameters = dict(profile='quick', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
