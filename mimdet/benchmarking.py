@@ -83,7 +83,7 @@ def init_weights(model):
     for i, block in enumerate(model.blocks, 1):
         for layer in (block.attn.proj, block.mlp.fc2): layer.weight.div_((2*i)**0.5)
 
-# %% ../nbs/07_benchmarking.ipynb #25-d5013f5e
+# %% ../nbs/07_benchmarking.ipynb #25-62cf4619
 class BenchmarkingViT(Backbone):
     "A plain ViT by windows: c2, c3, c4, c5 at strides 4, 8, 16, 32, one from each quarter (Li et al. 2021)."
     def __init__(self,
@@ -118,7 +118,7 @@ class BenchmarkingViT(Backbone):
     )->dict:
         height, width = images.tensor.shape[-2:]
         if (height, width) != (self.img_size,)*2:
-            raise MimdetError(f'the backbone takes {self.img_size}x{self.img_size} pixels, not {height}x{width}: crop and pad the images to a fixed size (data.square={self.img_size})')
+            raise MimdetError(f'the backbone takes {self.img_size}x{self.img_size} pixels, not {height}x{width}: crop and pad the images to a fixed size (data.square={self.img_size} model.padded=true)')
         tokens = self.patch_embed(images.tensor)
         windowed, everywhere = (bias().to(tokens.dtype) for bias in (self.windowed_rel_pos_bias, self.global_rel_pos_bias)) # bf16 under autocast
         tokens, maps, quarter = tokens + self.pos_embed, [], len(self.blocks)//4

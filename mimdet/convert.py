@@ -6,8 +6,9 @@
 __all__ = ['NAMES', 'LICENCE', 'HUB_FILES', 'renamed', 'about', 'metadata', 'convert', 'download', 'mimdet_convert',
            'description']
 
-# %% ../nbs/19_convert.ipynb #02-bc3034e4
+# %% ../nbs/19_convert.ipynb #02-6eb00d5c
 from pathlib import Path
+import torch
 from fastcore.script import Param
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -54,7 +55,7 @@ def metadata(
     if file_format(path) != 'safetensors': return {}
     with safe_open(path, 'pt') as f: return f.metadata() or {}
 
-# %% ../nbs/19_convert.ipynb #10-ab51a9ee
+# %% ../nbs/19_convert.ipynb #10-d5d75d3b
 def convert(
     source,                # weights in any format that `read_weights` knows
     output,                # .safetensors, or .pth for {'model': ...}
@@ -84,7 +85,7 @@ def _save_safetensors(weights, path, words):
     with atomic_path(path) as part:
         part.touch()
         mode = part.stat().st_mode # safetensors leaves files that only their owner may read
-        save_file({k: v.clone() if v._is_view() else v.contiguous() for k, v in weights.items()}, part, words)
+        save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}, part, words) # a view or a tied tensor is stored as its own
         part.chmod(mode)
 
 # %% ../nbs/19_convert.ipynb #13-016c8e42

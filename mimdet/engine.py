@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'under_launcher', 'process_group', 'launch', 'lr_schedule', 'Trainer', 'Checkpoint', 'MovingAverage',
-           'Writers', 'fit', 'read_metrics']
+           'Evaluation', 'Writers', 'fit', 'read_metrics']
 
-# %% ../nbs/12_engine.ipynb #02-0e8e1279
+# %% ../nbs/12_engine.ipynb #02-cc55df2d
 import json, logging, os, re, signal, time, uuid
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -15,6 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import mimdet.compat
@@ -38,23 +39,23 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise MimdetError(f'device {name!r} is not available: {str(e).splitlines()[0]}') from None
     return name
 
-# %% ../nbs/12_engine.ipynb #08-bc7fc8f3
+# %% ../nbs/12_engine.ipynb #08-d36e46aa
 def under_launcher()->bool:
     "Whether this process was started by `torchrun` or by `launch`."
-    return 'RANK' in os.environ
+    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR'} <= set(os.environ)
 
 @contextmanager
 def process_group(
     device:str='auto', # as for `pick_device`
 ):
     "Inside the block this process is one of those that were launched. Alone it needs no group."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+    if not under_launcher() or os.environ['WORLD_SIZE'] == '1':
         yield
         return
     device = pick_device(device)
     if device.startswith('cuda'): torch.cuda.set_device(device)
     distributed.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=timedelta(minutes=30))
-    yield # after an error the launcher ends the others; taking leave of them could wait for ever
+    yield # an error leaves at once: to take leave of the others means to wait for them, and the launcher ends them anyway
     distributed.destroy_process_group()
 
 def launch(
@@ -76,15 +77,16 @@ def launch(
     except SignalException as e: raise MimdetError(f'stopped by {e.sigval.name}, all processes with it; --resume goes on from the last checkpoint') from None
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
-        how = f'was killed by {signal.Signals(-failure.exitcode).name}' if failure.exitcode < 0 else f'ended with exit code {failure.exitcode}'
-        raise MimdetError(f'process {rank} of {num_gpus*num_machines} {how}, and the others were stopped; --resume goes on from the last checkpoint') from None
+        how = f'was killed by {signal.Signals(-failure.exitcode).name}; --resume goes on from the last checkpoint' if failure.exitcode < 0 else 'failed, as it says above'
+        raise MimdetError(f'the others were stopped, since process {rank} of {num_gpus*num_machines} {how}') from None
+    except (RendezvousError, RuntimeError) as e: raise MimdetError(f'the processes do not meet at {meeting["rdzv_endpoint"]}: {(str(e).splitlines() or [type(e).__name__])[0]}') from None
 
 def _endpoint(url):
     found = re.fullmatch(r'tcp://([^:/]+:\d+)', url)
     if not found: raise MimdetError(f'several machines need the address of machine 0, as in --dist-url tcp://192.168.0.1:29500, not {url!r}')
     return found[1]
 
-# %% ../nbs/12_engine.ipynb #11-587b3220
+# %% ../nbs/12_engine.ipynb #11-446817a4
 def lr_schedule(
     optimizer,      # its groups' rates are multiplied
     kind:str,       # 'step' or 'cosine'
@@ -95,13 +97,14 @@ def lr_schedule(
 )->LRMultiplier:
     "A detectron2 schedule over `iterations` steps."
     if iterations < 1: raise MimdetError(f'{iterations=} must be at least 1')
+    if kind == 'step' and not list(milestones) == sorted(m for m in milestones if 0 < m < iterations): raise MimdetError(f'milestones {list(milestones)} must rise, between 0 and the {iterations} iterations')
     if kind == 'cosine': course = CosineParamScheduler(1., 0.)
     elif kind == 'step': course = MultiStepParamScheduler([0.1**k for k in range(len(milestones) + 1)], iterations, list(milestones))
     else: raise MimdetError(f"unknown schedule {kind!r}; there are 'step', 'cosine'")
     warmup = min(warmup/iterations, 1.)
     return LRMultiplier(optimizer, WarmupParamScheduler(course, warmup_factor, warmup) if warmup else course, iterations)
 
-# %% ../nbs/12_engine.ipynb #14-138737d9
+# %% ../nbs/12_engine.ipynb #14-94b49534
 class Trainer(SimpleTrainer):
     "detectron2's, with seeded steps, gradient accumulation, clipping, scaling for float16, and a report on a loss that is not finite."
     def __init__(self, model, loader, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch):
@@ -111,6 +114,12 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
 
     def run_step(self):
+        try: self._run_step()
+        except RuntimeError as e:
+            if comm.get_world_size() == 1 or not re.search('gloo|NCCL|[Cc]onnection', str(e)): raise
+            raise MimdetError(f'process {comm.get_rank()} has lost another one ({str(e).splitlines()[0]})') from None
+
+    def _run_step(self):
         self.optimizer.zero_grad()
         parts, waited = [], 0.
         for k in range(self.accumulate):
@@ -122,8 +131,10 @@ class Trainer(SimpleTrainer):
             images, losses = next((images, losses) for images, losses in parts if not sum(losses.values()).isfinite())
             self._give_up(images, ', '.join(f'{name} is {loss.item()}' for name, loss in losses.items() if not loss.isfinite()))
         self._write_metrics({name: sum(losses[name] for _, losses in parts) for name in parts[0][1]}, waited)
-        self.scaler.unscale_(self.optimizer)
-        if self.clip: nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.scaler.unscale_(self.optimizer) # the norm below is that of the true gradient
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not (self.scaler.is_enabled() or norm.isfinite()): self._give_up([images for images, _ in parts], f'the gradient is {norm.item()}') # a scaler leaves out such a step
+        if self.clip: nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -150,30 +161,39 @@ class Trainer(SimpleTrainer):
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
         super().load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, settings): group.update(own)
-        self.scaler.load_state_dict(state['scaler'])
+        if state['scaler']: self.scaler.load_state_dict(state['scaler'])
 
-# %% ../nbs/12_engine.ipynb #16-cb80841f
+# %% ../nbs/12_engine.ipynb #16-453b99b3
 class Checkpoint(HookBase):
     "Write model, optimizer, schedule and step number to one file, whole or not at all."
     def __init__(self, model, path, period, identity): self.model, self.path, self.period, self.identity = model, path, period, identity
+    def before_train(self):
+        for part in self.path.parent.glob(f'.{self.path.name}.*.part'): part.unlink() # of a run that was killed while it wrote
     def after_step(self):
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter: return
         save_weights(dict(model=self.model.state_dict(), trainer=self.trainer.state_dict(), done=done, identity=self.identity), self.path)
 
 class MovingAverage(HookBase):
-    "Keep an exponential moving average of the weights; `model` is the averaged one."
+    "Keep an exponential moving average of the weights; `model` is the averaged one. Buffers are those of the last step."
     def __init__(self,
         model,
         decay:float, # share of the average that a step leaves
     ):
         if not 0 < decay < 1: raise MimdetError(f'the moving average needs a decay in (0, 1), such as 0.9999, not {decay}')
-        self.learning, self.average = model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.learning, self.average = model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     @property
     def model(self): return self.average.module
     def after_step(self): self.average.update_parameters(self.learning)
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.average.load_state_dict(state)
+
+class Evaluation(hooks.EvalHook):
+    "detectron2's, but the last evaluation belongs to the last step: a run that is killed in it resumes before it, and one that fails does not begin it."
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or self._period and done % self._period == 0: self._do_eval()
+    def after_train(self): pass
 
 class Writers(hooks.PeriodicWriter):
     "detectron2's, but when training ends by an error it does not write once more: that would hide the error behind its own."
@@ -182,7 +202,7 @@ class Writers(hooks.PeriodicWriter):
         else:
             for writer in self._writers: writer.close()
 
-# %% ../nbs/12_engine.ipynb #18-d3db9773
+# %% ../nbs/12_engine.ipynb #18-09640d05
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
@@ -212,20 +232,18 @@ def fit(
     output_dir.mkdir(parents=True, exist_ok=True)
     state = _last_state(output_dir/'checkpoint.pth', resume, identity, allow_changes)
     done = state['done'] if state else 0
+    if done > iterations: raise MimdetError(f'{output_dir} has done {done} iterations already, more than the {iterations} asked for')
     if len(set(comm.all_gather(done))) > 1: raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; the output folder must be one that all machines share')
-    if main:
-        for name, text in (notes or {}).items(): write_text(output_dir/name, text)
-        _forget_metrics_after(output_dir/'metrics.jsonl', done)
     parallel = create_ddp_model(model, fp16_compression=fp16_compression, broadcast_buffers=False, device_ids=None)
     trainer = Trainer(parallel, loader(done), optimizer, seed, accumulate, clip, scaled, output_dir, name_batch)
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, schedule), *extra_hooks])
+    if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
     if main:
+        for name, text in (notes or {}).items(): write_text(output_dir/name, text)
+        _forget_metrics_after(output_dir/'metrics.jsonl', done)
         writers = [CommonMetricPrinter(iterations), JSONWriter(str(output_dir/'metrics.jsonl')), TensorboardXWriter(str(output_dir), purge_step=done)]
         trainer.register_hooks([Writers(writers, log_period), Checkpoint(model, output_dir/'checkpoint.pth', period, identity)])
-    if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
-    if done == iterations: return
-    try: trainer.train(done, iterations)
-    except FloatingPointError: raise MimdetError(f'training diverged in another process: see {output_dir}/not_finite_*.json') from None
+    if done < iterations: trainer.train(done, iterations)
 
 def _last_state(path, resume, identity, allow_changes):
     if not path.exists(): return None

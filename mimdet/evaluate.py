@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'quiet_coco', 'average_precision', 'StemAlone', 'fit_stem_alone',
-           'decoder_replaced', 'evaluate', 'examples', 'load_run', 'load_published', 'mimdet_evaluate', 'format_rows',
-           'check_classes', 'mimdet_predict']
+           'decoder_replaced', 'evaluate', 'examples', 'load_run', 'load_published', 'with_coco_names',
+           'mimdet_evaluate', 'format_rows', 'check_classes', 'mimdet_predict']
 
 # %% ../nbs/14_evaluate.ipynb #02-704c5440
 import contextlib, io, time
@@ -137,7 +137,7 @@ def decoder_replaced(model, stand_in):
     try: yield model
     finally: backbone.decoder = decoder
 
-# %% ../nbs/14_evaluate.ipynb #15-1f2a2b45
+# %% ../nbs/14_evaluate.ipynb #15-8865b806
 def evaluate(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
@@ -159,12 +159,12 @@ def evaluate(
         elif c4 != 'decoder': raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
         row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, images=len(records))
         started = time.time()
-        found = detections(model, test_loader(records, mapper, batch, comm.get_rank(), comm.get_world_size()), info, f'ratio {row["ratio"]:g}')
+        found = detections(model, test_loader(records, mapper, batch, comm.get_rank(), comm.get_world_size(), data.get('workers', 0)), info, f'ratio {row["ratio"]:g}')
         row['seconds'] = round(time.time() - started, 2)
     if not comm.is_main_process(): return row
     if predictions: write_json(predictions, found, indent=None)
     ids = [record['image_id'] for record in records]
-    kinds = ('bbox', 'segm') if info.masks else ('bbox',)
+    kinds = ('bbox', 'segm') if info.masks and model.roi_heads.mask_on else ('bbox',)
     return row | {kind: average_precision(info.json, found, kind, ids) for kind in kinds}
 
 # %% ../nbs/14_evaluate.ipynb #18-eb7a28b6
@@ -201,7 +201,7 @@ def _plain(entry, names):
     score = {'score': round(entry['score'], 4)} if 'score' in entry else {}
     return dict(category=names[entry['category_id']], bbox=[round(v, 2) for v in entry['bbox']], segmentation=dict(size=list(rle['size']), counts=counts), **score)
 
-# %% ../nbs/14_evaluate.ipynb #21-0158edb6
+# %% ../nbs/14_evaluate.ipynb #21-62188668
 def load_run(
     folder,            # output folder of a training
     device:str='auto', # where to put the model
@@ -223,9 +223,17 @@ def load_published(
     cfg = config(recipe)
     model = build(cfg).to(pick_device(device))
     report = load_detector(model, weights)
+    return with_coco_names(cfg), model.eval(), report
+
+def with_coco_names(
+    cfg, # left as it is
+):
+    "A copy of a recipe's configuration with the names of COCO's categories, if it has as many and no names of its own."
+    cfg = cfg.copy()
+    if 'classes' in cfg.data or cfg.model.roi_heads.num_classes != 80: return cfg
     coco = _get_builtin_metadata('coco')
     cfg.data.classes, cfg.data.category_ids = coco['thing_classes'], list(coco['thing_dataset_id_to_contiguous_id'])
-    return cfg, model.eval(), report
+    return cfg
 
 # %% ../nbs/14_evaluate.ipynb #22-6b989abf
 def _model(run, weights, device):

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 from .core import MimdetError, command
 
-# %% ../nbs/11_recipes.ipynb #05-4dd4a552
+# %% ../nbs/11_recipes.ipynb #05-6ecea946
 @dataclass(frozen=True)
 class Recipe:
     "Everything that cannot be derived: the network, the detector around it, the schedule."
@@ -54,10 +54,10 @@ class Recipe:
     epochs:float=36          # passes over the data
     batch:int=64             # images a step
     base_lr:float=8e-5       # at batch 64
-    lr_factor:float=2        # decoder, pyramid and heads: lr x factor; encoder: lr / factor; stem: lr. The baseline has one rate
+    lr_factor:float=2.       # decoder, pyramid and heads: lr x factor; encoder: lr / factor; stem: lr. The baseline has one rate
     weight_decay:float=0.1   # of matrices and filters
     schedule:str='step'      # 'step' (x0.1 at the milestones) or 'cosine'
-    milestones:tuple=(27, 33) # in epochs
+    milestones:tuple=(27/36, 33/36) # in shares of the run
     warmup:float=0.25        # in epochs, linear
     warmup_factor:float=0.   # of the rate that it begins with
     clip:float=0.            # largest norm of the gradient, 0: no clipping
@@ -79,6 +79,8 @@ class Recipe:
     @property
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
+    @property
+    def drops(self): return [round(share*self.iterations) for share in self.milestones]
 
 # %% ../nbs/11_recipes.ipynb #08-56b0b03b
 SIZES = dict(
@@ -182,7 +184,7 @@ def _heads(r):
         mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
 
-# %% ../nbs/11_recipes.ipynb #14-1fe94e09
+# %% ../nbs/11_recipes.ipynb #14-62f141df
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375) # ImageNet's, RGB, as MAE and MIMDet use them
 
 def to_config(
@@ -195,7 +197,7 @@ def to_config(
                     pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD),
                     strategy='random', sample_seed=0, amp='auto', padded=bool(r.square)),
         optimizer=dict(groups=r.backbone, lr=r.lr, lr_factor=r.lr_factor, weight_decay=r.weight_decay, betas=[0.9, 0.999], clip=r.clip),
-        schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=[r.in_iterations(e) for e in r.milestones],
+        schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=r.drops,
                       warmup=r.in_iterations(r.warmup), warmup_factor=r.warmup_factor),
         data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
@@ -211,7 +213,7 @@ def config(
     "The LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
     return to_config(recipe(name, **overrides), name)
 
-# %% ../nbs/11_recipes.ipynb #17-2ecad49a
+# %% ../nbs/11_recipes.ipynb #17-f290cc3e
 def override(
     cfg:DictConfig,   # left as it is
     assignments:list, # 'dotted.key=value' strings, values in YAML
@@ -226,8 +228,10 @@ def override(
         try: value = OmegaConf.from_dotlist([f'x={value}']).x
         except (YAMLError, OmegaConfBaseException): raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
         old = OmegaConf.select(cfg, key)
-        for kind, name in ((numbers.Number, 'a number'), (ListConfig, 'a list'), (DictConfig, 'a section')):
-            if isinstance(old, kind) and not isinstance(value, kind): raise MimdetError(f'{assignment!r}: {key} is {name}, as in {old}')
+        kinds = ((bool, 'true or false'), (int, 'a whole number'), (numbers.Number, 'a number'), (ListConfig, 'a list'), (DictConfig, 'a section'))
+        wanted, name = next((pair for pair in kinds if isinstance(old, pair[0])), (object, ''))
+        if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool and name: raise MimdetError(f'{assignment!r}: {key} is {name}, as in {old}')
+        if isinstance(value, numbers.Number) and value < 0: raise MimdetError(f'{assignment!r}: {key} cannot be negative')
         OmegaConf.update(cfg, key, value)
     return cfg
 
@@ -252,7 +256,7 @@ def differences(
     shown = lambda values, key: repr(values[key]) if key in values else 'nothing'
     return [f'{k}: {shown(old, k)} -> {shown(new, k)}' for k in old | new if shown(old, k) != shown(new, k)]
 
-# %% ../nbs/11_recipes.ipynb #20-455c9f97
+# %% ../nbs/11_recipes.ipynb #20-1e3a45f4
 PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parameters, as reported by the authors of MIMDet
     'mimdet_base_v1_sr0.25_3x': (49.9, 44.7, 127.56), 'mimdet_base_v1_sr0.25_3x_bs16': (49.9, 44.6, 127.56), 'mimdet_base_v1_sr0.5_3x': (51.5, 46.0, 127.56),
     'mimdet_large_v1_sr0.5_3x': (53.3, 47.5, 345.27), 'mimdet_base_v2_sr0.5_3x': (51.7, 46.2, 127.96), 'mimdet_large_v2_sr0.5_3x': (54.3, 48.2, 349.33),
@@ -261,6 +265,7 @@ PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parame
 EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
     'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
     'batch normalisation is synchronised with several processes and plain with one; the authors always had several',
+    'images without objects stay in the training set; detectron2 leaves them out unless told otherwise',
 )
 PECULIAR = dict( # ... and where a design's own code differs from the paper
     mimdet=('the learning rate is 8e-5 at batch 64; the v1.0.0 branch multiplied it by 4 once more, which the authors corrected',

@@ -139,7 +139,7 @@ def test_bundle_works(machine, emoji, tmp_path):
     script = f'''set -e
     python -c "import timm" 2>/dev/null && exit 7
     eval "$(python {machine}/mimdet-here/activate.py)"
-    mimdet_train schedule.iterations=2 {" ".join(SHORT)} --dataset {spec(emoji["train"])} --output {tmp_path}/run
+    mimdet_train schedule.iterations=2 --num-gpus 2 --device cpu {" ".join(SHORT)} --dataset {spec(emoji["train"])} --output {tmp_path}/run
     mimdet_predict {tmp_path}/run {emoji["val"]["images"]} --threshold 0.1 --output {tmp_path}/drawn
     cd {machine}/mimdet-here
     python tools/run_notebook.py nbs/experiments/data.ipynb {tmp_path}/data.ipynb '{{}}'

@@ -71,6 +71,9 @@ def test_truncated_image(call, emoji, tmp_path):
     (['--init', 'nowhere.pth'], 'no such file'),
     (['--batch', '-1'], 'batch=-1 must be more than 0'),
     (['schedule.iterations=0'], 'must be at least 1'),
+    (['schedule.kind=step', 'schedule.milestones=[9]', 'schedule.iterations=9'], 'milestones [9] must rise'),
+    (['model.backbone.bottom_up.heads=7'], 'no model can be built'),
+    (['optimizer.betas=[0.9]'], 'optimizer.betas'),
     (['train.checkpoint_period=0'], 'must be at least 1'),
     (['data.short_edges=[128'], 'not valid YAML'),
     (['optimizer.lr=1e-3x'], 'optimizer.lr is a number'),
@@ -168,6 +171,9 @@ def test_boxes_without_masks(call, emoji, tmp_path):
     assert call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out').returncode == 0
     done = call(mimdet_evaluate, tmp_path/'out')
     assert 'box AP' in done.stdout and 'mask AP' not in done.stdout
+    assert 'mask AP' not in call(mimdet_evaluate, tmp_path/'out', '--dataset', spec(emoji['train'])).stdout, 'a detector of boxes has no masks, whatever the data have'
+    again = call(mimdet_train, '--config', tmp_path/'out'/'config.yaml', 'schedule.iterations=1', 'data.val=', '--output', tmp_path/'again')
+    assert again.returncode == 0, again.stderr
     pictures(tmp_path)
     assert call(mimdet_predict, tmp_path/'out', tmp_path/'grey.png', '--output', tmp_path/'drawn', '--threshold', 0.01).returncode == 0
     found = json.loads((tmp_path/'drawn'/'predictions.json').read_text())
@@ -190,11 +196,15 @@ def test_weights_of_a_recipe(call, recipe, emoji, tmp_path):
 
 def test_the_baseline_trains_and_has_no_ratio(call, emoji, tmp_path):
     data = ['--dataset', spec(emoji['train']), '--val', spec(emoji['val'])]
-    done = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', 'schedule.iterations=1', *SHORT, *data, '--output', tmp_path/'out')
+    done = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', 'schedule.iterations=1', 'train.ema=0.9999', *SHORT, *data, '--output', tmp_path/'out')
     assert done.returncode == 0 and '\n1      decoder' in done.stdout, done.stderr
+    kept = torch.load(tmp_path/'out'/'model_final.pth', weights_only=True)['model']
+    for name, buffer in build(config('benchmarking_tiny_25ep')).named_buffers():
+        if 'index' in name: assert torch.equal(kept[name], buffer), 'an average of whole numbers is none'
     assert 'no sample ratio' in complaint(call(mimdet_evaluate, tmp_path/'out', '--ratio', '0.5'))
     wrong = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', *SHORT, 'data.square=64', *data, '--output', tmp_path/'wrong')
     assert 'takes 128x128 pixels, not 64x64' in complaint(wrong)
+    assert 'contradict' in complaint(call(mimdet_train, *SHORT, 'data.square=128', *data, '--output', tmp_path/'wrong'))
 
 def test_models(call):
     assert 'unknown recipe' in complaint(call(mimdet_models, 'mimdet_base_v1'))
@@ -211,13 +221,51 @@ def test_a_printed_recipe_is_a_configuration(call, name, tmp_path):
     (tmp_path/'saved.py').write_text(f'from mimdet.recipes import config\nglobals().update(config({name!r}))\n')
     assert read_config(str(tmp_path/'saved.yaml')) == read_config(str(tmp_path/'saved.py')) == config(name)
 
-def test_evaluation_only(call, trained, emoji):
-    data = ['--val', spec(emoji['val']), '--output', trained, '--eval-only']
-    done = call(mimdet_train, *data, 'model.backbone.bottom_up.sample_ratio=1.0', '--init', trained/'model_final.pth')
-    assert done.returncode == 0, done.stderr
-    assert 'sha256' in done.stdout and '\n1      decoder' in done.stdout
-    assert 'box AP' in call(mimdet_train, *data).stdout, 'without --init: what the output folder holds'
-    assert 'needs a data set' in complaint(call(mimdet_train, 'data.val=', '--eval-only'))
+def test_evaluation_only(call, emoji, tmp_path):
+    "Without --init: the run in the output folder, with its own configuration and against its own categories."
+    made = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'model.backbone.bottom_up.sample_ratio=0.25', '--dataset', spec(emoji['train']), '--output', tmp_path/'run')
+    assert made.returncode == 0, made.stderr
+    data = ['--val', spec(emoji['val']), '--eval-only']
+    assert '\n0.25   decoder' in call(mimdet_train, *data, '--output', tmp_path/'run').stdout
+    weights = ['--config', tmp_path/'run'/'config.yaml', '--init', tmp_path/'run'/'model_final.pth']
+    done = call(mimdet_train, *data, *weights, 'model.backbone.bottom_up.sample_ratio=1.0')
+    assert done.returncode == 0 and 'sha256' in done.stdout and '\n1      decoder' in done.stdout, done.stderr
+    assert 'needs a data set' in complaint(call(mimdet_train, *weights, 'data.val=', '--eval-only'))
+    def swap(coco): coco['categories'][0]['name'], coco['categories'][1]['name'] = coco['categories'][1]['name'], coco['categories'][0]['name']
+    assert 'order or names differ' in complaint(call(mimdet_train, '--val', changed(emoji['val'], tmp_path, swap), '--eval-only', '--output', tmp_path/'run'))
+
+HARMFUL = 'model: {_target_: os.system, command: "touch executed"}\n'
+
+@pytest.mark.parametrize('text, message', [
+    (HARMFUL, "no 'optimizer'"),
+    ('model: !!python/object/apply:os.system ["touch executed"]\n', 'is not a configuration'),
+    ('model: {a: 1\n', 'is not a configuration'),
+    ('train: {seed: 1}\n', "no 'model'"),
+])
+def test_bad_configuration_files(call, text, message, emoji, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('bad.yaml').write_text(text)
+    assert message in complaint(call(mimdet_train, '--config', 'bad.yaml', '--dataset', spec(emoji['train'])))
+    assert not Path('executed').exists()
+
+def test_a_configuration_runs_no_code(call, trained, emoji, tmp_path, monkeypatch):
+    "Not even in the folder of a run that somebody passed on."
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.load(trained/'config.yaml')
+    cfg.model = OmegaConf.create(HARMFUL).model
+    OmegaConf.save(cfg, 'config.yaml')
+    assert "'os.system' is not built" in complaint(call(mimdet_evaluate, tmp_path, '--dataset', spec(emoji['val'])))
+    assert not Path('executed').exists()
+
+def test_a_configuration_file_may_leave_things_out(call, emoji, tmp_path):
+    cfg = config('mimdet_tiny_v1_sr0.5_3x')
+    del cfg.train.ema
+    OmegaConf.save(cfg, tmp_path/'short.yaml')
+    options = ['schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out']
+    assert call(mimdet_train, '--config', tmp_path/'short.yaml', *options).returncode == 0
+    cfg.train.emma = 0.9
+    OmegaConf.save(cfg, tmp_path/'typo.yaml')
+    assert "nothing reads 'train.emma', did you mean 'train.ema'" in complaint(call(mimdet_train, '--config', tmp_path/'typo.yaml', *options))
 
 def test_what_was_resolved(call, emoji, tmp_path):
     done = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'optimizer.clip=2', '--dataset', spec(emoji['train']), '--output', tmp_path/'out')

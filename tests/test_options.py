@@ -38,7 +38,7 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
 }
 FIRST = { # what has to be set for an option to matter
     'schedule.milestones': ['schedule.kind=step'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],
-    'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'data.jitter=[1,1]'],
+    'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'model.padded=true', 'data.jitter=[1,1]'],
 }
 LISTS = {list: lambda v: [2*x if isinstance(x, (int, float)) else [2*y for y in x] for x in v], bool: lambda v: not v, int: lambda v: 2*v or 1, float: lambda v: v/2 or 0.5}
 

@@ -52,6 +52,18 @@ def test_resume_says_what_changed(call, trained, emoji, tmp_path):
     expected = [0.001*(1 + math.cos(math.pi*step/5))/2 for step in (3, 4)]
     assert len(rates) == 5 and rates[3:] == pytest.approx(expected)
 
+def test_a_refused_resume_leaves_the_run_as_it_was(call, trained, emoji, tmp_path):
+    out = tmp_path/'out'
+    shutil.copytree(trained, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    options = [*SHORT, '--dataset', spec(emoji['train']), '--output', out, '--resume', '--allow-changes']
+    deeper = call(mimdet_train, 'schedule.iterations=5', 'model.backbone.bottom_up.depth=5', *options)
+    assert deeper.returncode == 2 and 'does not fit' in deeper.stderr
+    fewer = call(mimdet_train, 'schedule.iterations=2', *options)
+    assert fewer.returncode == 2 and 'has done 3 iterations already' in fewer.stderr
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert call(mimdet_train, 'schedule.iterations=4', 'model.amp=fp16', *options).returncode == 0, 'another precision is a change like others'
+
 def test_changed_weights_are_a_change(call, emoji, tmp_path):
     "The same path with another content is noticed."
     start = lambda seed: call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'start', '--seed', seed)

@@ -112,7 +112,7 @@ def commands(pyproject, packages, asked):
 COMMAND = '''#!/usr/bin/env python
 import sys
 from {module} import {top}
-sys.exit({function}())
+if __name__ == '__main__': sys.exit({function}())
 '''
 
 def write_commands(found, folder):
