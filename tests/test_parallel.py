@@ -85,10 +85,12 @@ def test_torchrun_and_accumulation(single, emoji, tmp_path):
     two = together(tmp_path/'two', *same, 'train.accumulate=2', command=('torchrun', '--standalone', '--nproc-per-node', 2, '--no-python', 'mimdet_train'))
     assert (two - alone(tmp_path/'one', *same, 'train.accumulate=4')).norm() < TOLERANCE*single[1]
 
-def test_compressed_gradients_are_nearly_the_same(single, boxes, tmp_path):
+def test_compressed_gradients(single, boxes, tmp_path):
+    "They are scaled, since float16 would lose the small ones; while the scale is found, steps that overflow are left out."
     whole, far = single
-    difference = (together(tmp_path/'two', '--dataset', boxes, *ALL_REGIONS, *FROZEN, 'train.fp16_compression=true') - whole).norm()
-    assert TOLERANCE*far < difference < far/4
+    compressed = together(tmp_path/'two', '--dataset', boxes, *ALL_REGIONS, *FROZEN, 'train.fp16_compression=true')
+    assert compressed.isfinite().all() and (compressed - whole).norm() > TOLERANCE*far
+    assert 1 < torch.load(tmp_path/'two'/'checkpoint.pth', weights_only=True)['trainer']['scaler']['scale'] < 65536
 
 def logged(out):
     path = out/'metrics.jsonl'
