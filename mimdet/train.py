@@ -112,12 +112,12 @@ def what_is_in(batch)->list:
     "The images of a batch, to find them again."
     return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw']) for sample in batch]
 
-# %% ../nbs/15_train.ipynb #15-e412aff4
+# %% ../nbs/15_train.ipynb #15-f2cdec89
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
     allow_changes:bool=False, # also if it belongs to another configuration
-)->dict:                 # seconds, iterations, device, dataset, reports, parameters, and, in the first process, weights
+)->dict:                 # seconds, iterations, device, dataset, parameters, and, in the first process, weights
     "Train a detector; writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."
     started, output = time.time(), Path(cfg.train.output_dir)
     device = pick_device(cfg.train.device)
@@ -129,6 +129,7 @@ def train(
     model = build(cfg).to(device)
     synchronise(model)
     reports = start_from(model, cfg)
+    if comm.is_main_process() and reports: print(*reports, sep='\n', flush=True)
     optimizer = optimizer_for(model, cfg.optimizer)
     steps = cfg.schedule
     schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
@@ -141,7 +142,7 @@ def train(
         resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final)],
         notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes)}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
         scaled=dtype == torch.float16 or cfg.train.fp16_compression and comm.get_world_size() > 1, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
-    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, reports=reports, parameters=sum(p.numel() for p in model.parameters()))
+    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, parameters=sum(p.numel() for p in model.parameters()))
     if comm.is_main_process():
         save_weights(dict(model=final.state_dict()), output/'model_final.pth')
         result['weights'] = sha256(output/'model_final.pth')
@@ -177,7 +178,7 @@ def completed(
     if unknown: raise MimdetError(f'{source}: nothing reads {unknown[0]!r}{nearest(unknown[0], known)}')
     return OmegaConf.create(dict(model=cfg.model, **{section: OmegaConf.merge(usual[section], cfg[section]) for section in SECTIONS}))
 
-# %% ../nbs/15_train.ipynb #23-d2fd93e2
+# %% ../nbs/15_train.ipynb #23-a659ead1
 @command
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
@@ -229,7 +230,6 @@ def _work(plain, resume, allow_changes, eval_only):
         if main: _tell(cfg, result)
 
 def _tell(cfg, result):
-    for report in result['reports']: print(report)
     print(f"{cfg.train.output_dir}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s on {result['device']}, sha256 {result['weights']}")
 
 def _evaluate_only(cfg):
