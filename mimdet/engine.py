@@ -202,7 +202,7 @@ class Writers(hooks.PeriodicWriter):
         else:
             for writer in self._writers: writer.close()
 
-# %% ../nbs/12_engine.ipynb #18-09640d05
+# %% ../nbs/12_engine.ipynb #18-10bc9e68
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
@@ -238,6 +238,7 @@ def fit(
     trainer = Trainer(parallel, loader(done), optimizer, seed, accumulate, clip, scaled, output_dir, name_batch)
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, schedule), *extra_hooks])
     if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
+    state = None # gigabytes, of a large model
     if main:
         for name, text in (notes or {}).items(): write_text(output_dir/name, text)
         _forget_metrics_after(output_dir/'metrics.jsonl', done)
