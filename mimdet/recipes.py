@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 from .core import MimdetError, command
 
-# %% ../nbs/11_recipes.ipynb #05-6ecea946
+# %% ../nbs/11_recipes.ipynb #05-58674936
 @dataclass(frozen=True)
 class Recipe:
     "Everything that cannot be derived: the network, the detector around it, the schedule."
@@ -67,6 +67,7 @@ class Recipe:
     test_short_edge:int=800
     max_size:int=1333        # of the long edge
     square:int=0             # side in pixels of squares, cut or padded, that take the place of all this; 0: none
+    filter_empty:bool=True   # leave out training images without objects
     jitter:tuple=()          # smallest and largest scale of an image in its square, in training
 
     def __post_init__(self):
@@ -82,13 +83,13 @@ class Recipe:
     @property
     def drops(self): return [round(share*self.iterations) for share in self.milestones]
 
-# %% ../nbs/11_recipes.ipynb #08-56b0b03b
+# %% ../nbs/11_recipes.ipynb #08-c007760d
 SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
               rpn_convs=1, box_convs=0, box_fc=256, mask_convs=2, mask_channels=48,
               base_lr=2e-3*8**0.5, lr_factor=1., weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
-              checkpointing=False, short_edges=(128,), test_short_edge=128, max_size=256),
+              checkpointing=False, filter_empty=False, short_edges=(128,), test_short_edge=128, max_size=256),
     small=dict(dim=384, heads=6),
     base=dict(),
     large=dict(dim=1024, depth=24, heads=16, drop_path=0.4),
@@ -184,7 +185,7 @@ def _heads(r):
         mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
 
-# %% ../nbs/11_recipes.ipynb #14-62f141df
+# %% ../nbs/11_recipes.ipynb #14-adf0bc2b
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375) # ImageNet's, RGB, as MAE and MIMDet use them
 
 def to_config(
@@ -199,7 +200,7 @@ def to_config(
         optimizer=dict(groups=r.backbone, lr=r.lr, lr_factor=r.lr_factor, weight_decay=r.weight_decay, betas=[0.9, 0.999], clip=r.clip),
         schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=r.drops,
                       warmup=r.in_iterations(r.warmup), warmup_factor=r.warmup_factor),
-        data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, flip=True, short_edges=list(r.short_edges), crop=r.crop,
+        data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path=''),
         train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, fp16_compression=True, ema=0.,
@@ -256,7 +257,7 @@ def differences(
     shown = lambda values, key: repr(values[key]) if key in values else 'nothing'
     return [f'{k}: {shown(old, k)} -> {shown(new, k)}' for k in old | new if shown(old, k) != shown(new, k)]
 
-# %% ../nbs/11_recipes.ipynb #20-1e3a45f4
+# %% ../nbs/11_recipes.ipynb #20-455c9f97
 PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parameters, as reported by the authors of MIMDet
     'mimdet_base_v1_sr0.25_3x': (49.9, 44.7, 127.56), 'mimdet_base_v1_sr0.25_3x_bs16': (49.9, 44.6, 127.56), 'mimdet_base_v1_sr0.5_3x': (51.5, 46.0, 127.56),
     'mimdet_large_v1_sr0.5_3x': (53.3, 47.5, 345.27), 'mimdet_base_v2_sr0.5_3x': (51.7, 46.2, 127.96), 'mimdet_large_v2_sr0.5_3x': (54.3, 48.2, 349.33),
@@ -265,7 +266,6 @@ PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parame
 EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
     'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
     'batch normalisation is synchronised with several processes and plain with one; the authors always had several',
-    'images without objects stay in the training set; detectron2 leaves them out unless told otherwise',
 )
 PECULIAR = dict( # ... and where a design's own code differs from the paper
     mimdet=('the learning rate is 8e-5 at batch 64; the v1.0.0 branch multiplied it by 4 once more, which the authors corrected',

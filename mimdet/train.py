@@ -7,7 +7,7 @@ __all__ = ['SECTIONS', 'parameter_groups', 'optimizer_for', 'with_classes', 'ide
            'evaluation_hooks', 'validation_set', 'what_is_in', 'train', 'is_file', 'read_config', 'completed',
            'mimdet_train']
 
-# %% ../nbs/15_train.ipynb #02-ced5018d
+# %% ../nbs/15_train.ipynb #02-1855f758
 import logging, time
 from pathlib import Path
 import torch
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 import mimdet.compat
 from detectron2.config import LazyConfig
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from .core import MimdetError, command, complaining, sha256
@@ -112,7 +113,7 @@ def what_is_in(batch)->list:
     "The images of a batch, to find them again."
     return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw']) for sample in batch]
 
-# %% ../nbs/15_train.ipynb #15-f2cdec89
+# %% ../nbs/15_train.ipynb #15-6eb6a580
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
@@ -134,7 +135,8 @@ def train(
     steps = cfg.schedule
     schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
     mapper = TrainMapper(train_augmentation_of(cfg.data), info.masks)
-    loader = lambda done: train_loader(info.records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done, rank=comm.get_rank(),
+    records = filter_images_with_only_crowd_annotations(info.records) if cfg.data.filter_empty else info.records
+    loader = lambda done: train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done, rank=comm.get_rank(),
                                        world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=cfg.data.workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model

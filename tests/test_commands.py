@@ -206,6 +206,12 @@ def test_the_baseline_trains_and_has_no_ratio(call, emoji, tmp_path):
     assert 'takes 128x128 pixels, not 64x64' in complaint(wrong)
     assert 'contradict' in complaint(call(mimdet_train, *SHORT, 'data.square=128', *data, '--output', tmp_path/'wrong'))
 
+def test_images_without_objects(call, emoji, tmp_path):
+    data = changed(emoji['train'], tmp_path, lambda coco: coco['annotations'].clear())
+    options = 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out'
+    assert 'no images to train on' in complaint(call(mimdet_train, *options, 'data.filter_empty=true'))
+    assert call(mimdet_train, *options, 'data.filter_empty=false').returncode == 0
+
 def test_models(call):
     assert 'unknown recipe' in complaint(call(mimdet_models, 'mimdet_base_v1'))
     listed = call(mimdet_models).stdout
