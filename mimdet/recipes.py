@@ -214,7 +214,7 @@ def config(
     "The LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
     return to_config(recipe(name, **overrides), name)
 
-# %% ../nbs/11_recipes.ipynb #17-f290cc3e
+# %% ../nbs/11_recipes.ipynb #17-f93046ef
 def override(
     cfg:DictConfig,   # left as it is
     assignments:list, # 'dotted.key=value' strings, values in YAML
@@ -229,12 +229,20 @@ def override(
         try: value = OmegaConf.from_dotlist([f'x={value}']).x
         except (YAMLError, OmegaConfBaseException): raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
         old = OmegaConf.select(cfg, key)
-        kinds = ((bool, 'true or false'), (int, 'a whole number'), (numbers.Number, 'a number'), (ListConfig, 'a list'), (DictConfig, 'a section'))
-        wanted, name = next((pair for pair in kinds if isinstance(old, pair[0])), (object, ''))
-        if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool and name: raise MimdetError(f'{assignment!r}: {key} is {name}, as in {old}')
-        if isinstance(value, numbers.Number) and value < 0: raise MimdetError(f'{assignment!r}: {key} cannot be negative')
+        if mistake := _mistake(old, value): raise MimdetError(f'{assignment!r}: {key} {mistake}')
         OmegaConf.update(cfg, key, value)
     return cfg
+
+def _mistake(old, value):
+    "Why a value cannot take another's place, or nothing."
+    kinds = {bool: 'true or false', int: 'a whole number', numbers.Number: 'a number', ListConfig: 'a list', DictConfig: 'a section'}
+    kind = next((k for k in kinds if isinstance(old, k)), None) # bool before int, which it is a kind of
+    if kind is None: return
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool): return f'is {kinds[kind]}, as in {old}'
+    if kind in (int, numbers.Number) and value < 0: return 'cannot be negative'
+    if kind is ListConfig and old and _numbers(old) and not _numbers(value): return f'is a list of numbers, as in {old}'
+
+def _numbers(values): return all(isinstance(v, numbers.Number) for v in values)
 
 def _dotted(node, prefix=''):
     if not isinstance(node, dict): return []
