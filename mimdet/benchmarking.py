@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_windows', 'from_windows', 'RelativePositionBias', 'attend', 'WindowBlock', 'init_weights', 'BenchmarkingViT']
 
-# %% ../nbs/07_benchmarking.ipynb #02-97d295fd
+# %% ../nbs/07_benchmarking.ipynb #02-81e4299f
 import math
 import torch
 from einops import rearrange
@@ -13,13 +13,12 @@ from timm.layers import gen_relative_position_index, lecun_normal_
 from timm.models.vision_transformer import Block, PatchEmbed
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 import mimdet.compat
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from .core import MimdetError
 from .sampler import STRIDE
-from .vit import blocks, sincos_positions
+from .vit import blocks, run_blocks, sincos_positions
 
 # %% ../nbs/07_benchmarking.ipynb #05-65272b20
 def to_windows(
@@ -83,7 +82,7 @@ def init_weights(model):
     for i, block in enumerate(model.blocks, 1):
         for layer in (block.attn.proj, block.mlp.fc2): layer.weight.div_((2*i)**0.5)
 
-# %% ../nbs/07_benchmarking.ipynb #25-62cf4619
+# %% ../nbs/07_benchmarking.ipynb #25-1d24da0e
 class BenchmarkingViT(Backbone):
     "A plain ViT by windows: c2, c3, c4, c5 at strides 4, 8, 16, 32, one from each quarter (Li et al. 2021)."
     def __init__(self,
@@ -122,12 +121,9 @@ class BenchmarkingViT(Backbone):
         tokens = self.patch_embed(images.tensor)
         windowed, everywhere = (bias().to(tokens.dtype) for bias in (self.windowed_rel_pos_bias, self.global_rel_pos_bias)) # bf16 under autocast
         tokens, maps, quarter = tokens + self.pos_embed, [], len(self.blocks)//4
-        for i, block in enumerate(self.blocks, 1):
-            last = i % quarter == 0
-            tokens = self._run(block, tokens, everywhere if last else windowed)
-            if last: maps.append(rearrange(tokens, 'b (h w) c -> b c h w', h=height//STRIDE))
+        again = self.checkpointing and self.training
+        for last in range(quarter - 1, len(self.blocks), quarter):
+            tokens = run_blocks(self.blocks[last - quarter + 1:last], tokens, again, windowed)
+            tokens = run_blocks(self.blocks[last:last + 1], tokens, again, everywhere)
+            maps.append(rearrange(tokens, 'b (h w) c -> b c h w', h=height//STRIDE))
         return {name: adapt(level) for name, adapt, level in zip(self._out_features, self.ms_adaptor, maps)}
-
-    def _run(self, block, *inputs):
-        if self.checkpointing and self.training: return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'quiet_coco', 'avera
            'decoder_replaced', 'evaluate', 'examples', 'load_run', 'load_published', 'with_coco_names',
            'mimdet_evaluate', 'format_rows', 'check_classes', 'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-704c5440
+# %% ../nbs/14_evaluate.ipynb #02-ad56f531
 import contextlib, io, time
 from pathlib import Path
 import torch
@@ -21,7 +21,7 @@ import mimdet.compat
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from .core import MimdetError, atomic_path, command, sha256, write_json
+from .core import MimdetError, atomic_path, command, write_json
 from .data import DatasetInfo, TestMapper, list_images, parse_dataset, png_text, read_image, register, test_augmentation, test_augmentation_of, test_loader
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
@@ -201,18 +201,21 @@ def _plain(entry, names):
     score = {'score': round(entry['score'], 4)} if 'score' in entry else {}
     return dict(category=names[entry['category_id']], bbox=[round(v, 2) for v in entry['bbox']], segmentation=dict(size=list(rle['size']), counts=counts), **score)
 
-# %% ../nbs/14_evaluate.ipynb #21-62188668
+# %% ../nbs/14_evaluate.ipynb #21-30245dd4
 def load_run(
     folder,            # output folder of a training
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model)
     "A trained detector and its configuration. Raises `MimdetError` if the folder holds none."
+    return _from_run(folder, device)[:2]
+
+def _from_run(folder, device):
     folder = Path(folder)
     if not (folder/'config.yaml').is_file(): raise MimdetError(f'{folder} holds no trained model: no config.yaml; give the output folder of mimdet_train')
     cfg = OmegaConf.load(folder/'config.yaml')
     model = build(cfg).to(pick_device(device))
-    load_detector(model, folder/'model_final.pth')
-    return cfg, model.eval()
+    report = load_detector(model, folder/'model_final.pth')
+    return cfg, model.eval(), report
 
 def load_published(
     recipe:str,        # one of `mimdet.recipes.names()`
@@ -235,12 +238,12 @@ def with_coco_names(
     cfg.data.classes, cfg.data.category_ids = coco['thing_classes'], list(coco['thing_dataset_id_to_contiguous_id'])
     return cfg
 
-# %% ../nbs/14_evaluate.ipynb #22-6b989abf
+# %% ../nbs/14_evaluate.ipynb #22-ab1b0894
 def _model(run, weights, device):
-    if not weights: return *load_run(run, device), sha256(Path(run)/'model_final.pth')
+    if not weights: return _from_run(run, device)
     cfg, model, report = load_published(run, weights, device)
     print(report)
-    return cfg, model, report.sha256
+    return cfg, model, report
 
 def _ratios(text):
     try: return [check_ratio(float(part)) for part in text.split(',')] if text else [None]
@@ -262,7 +265,7 @@ def mimdet_evaluate(
     "Box and mask AP at any sample ratio, strategy and seed."
     ratios = _ratios(ratio)
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
-    cfg, model, fingerprint = _model(run, weights, device)
+    cfg, model, report = _model(run, weights, device)
     dataset = dataset or cfg.data.val
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
     check_classes(cfg, info)
@@ -270,8 +273,8 @@ def mimdet_evaluate(
     for r in ratios:
         name = f'{output}/predictions_{ratio_of(model) if r is None else r:g}.json' if output else ''
         row = evaluate(model, info, cfg.data, r, strategy or None, seed, batch=batch, limit=limit or None, predictions=name)
-        rows.append(row | dict(weights=fingerprint, dataset=info.sha256))
-    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}, weights {fingerprint}')
+        rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
+    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}, weights {report.sha256}')
     print(format_rows(rows))
     if output: write_json(f'{output}/metrics.json', rows)
 

@@ -51,7 +51,7 @@ def resize_positions(
     grid = F.interpolate(grid, size=(rows, columns), mode='bicubic', align_corners=False)
     return rearrange(grid, '1 c h w -> 1 (h w) c')
 
-# %% ../nbs/03_vit.ipynb #11-68477542
+# %% ../nbs/03_vit.ipynb #11-b78f66a2
 def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
     "`depth` of timm's transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
@@ -61,10 +61,11 @@ def run_blocks(
     blocks,                   # transformer blocks
     tokens,                   # (B, N, C)
     checkpointing:bool=False, # in training, keep only what enters a block, and compute the rest again for the backward pass
+    *more,                    # what else each block takes
 ):                            # (B, N, C)
     "Apply `blocks` in turn."
     again = checkpointing and torch.is_grad_enabled()
-    for block in blocks: tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
+    for block in blocks: tokens = checkpoint(block, tokens, *more, use_reentrant=False) if again else block(tokens, *more)
     return tokens
 
 def init_weights(module):

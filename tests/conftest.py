@@ -1,5 +1,5 @@
 """Shared by the tests: a small Emoji-COCO, and commands run as a user runs them."""
-import subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest
@@ -13,6 +13,11 @@ def run_command(name, *arguments, **kwargs):
     return subprocess.run([Path(sys.executable).with_name(name), *map(str, arguments)], capture_output=True, text=True, **kwargs)
 
 def spec(split): return f'{split["json"]}:{split["images"]}'
+
+def logged(out):
+    "Iterations that a training has logged so far; its last line may be half written."
+    path = out/'metrics.jsonl'
+    return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
 
 class Done(NamedTuple):
     "How a command ended."

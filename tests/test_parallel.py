@@ -2,7 +2,7 @@
 import json, os, re, signal, socket, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest, torch
-from conftest import run_command, spec
+from conftest import logged, run_command, spec
 from mimdet.core import read_json
 from mimdet.emoji import EmojiConfig, make_dataset
 from mimdet.train import mimdet_train
@@ -91,10 +91,6 @@ def test_compressed_gradients(single, boxes, tmp_path):
     compressed = together(tmp_path/'two', '--dataset', boxes, *ALL_REGIONS, *FROZEN, 'train.fp16_compression=true')
     assert compressed.isfinite().all() and (compressed - whole).norm() > TOLERANCE*far
     assert 1 < torch.load(tmp_path/'two'/'checkpoint.pth', weights_only=True)['trainer']['scaler']['scale'] < 65536
-
-def logged(out):
-    path = out/'metrics.jsonl'
-    return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
 
 def test_a_killed_process_ends_the_job(emoji, tmp_path):
     out = tmp_path/'out'

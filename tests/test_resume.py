@@ -2,17 +2,13 @@
 import json, math, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from conftest import SHORT, run_command, spec
+from conftest import SHORT, logged, run_command, spec
 from mimdet.train import mimdet_train
 
 STEPS, PERIOD = 12, 2
 
 def arguments(emoji, out, *more):
     return [f'schedule.iterations={STEPS}', f'train.checkpoint_period={PERIOD}', *SHORT, '--dataset', spec(emoji['train']), '--output', str(out), *more]
-
-def logged(out):
-    path = out/'metrics.jsonl'
-    return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
 
 def weights(out): return torch.load(out/'model_final.pth', weights_only=True)['model']
 
