@@ -1,6 +1,7 @@
 # `make` lists the targets. Each does the set-up it needs, once.
 PYTHON  ?= python3
 PROFILE ?= quick
+TARGET  ?= all
 CORES   ?= all
 FLAGS   ?=
 
@@ -18,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test readme lab lock bundle clean clean-runs
+.PHONY: help setup reproduce figures verify test readme lab lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -29,8 +30,14 @@ $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
 	@command -v "$(INTERPRETER)" >/dev/null || { echo "no $(INTERPRETER) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; exit 1; }
 	@"$(INTERPRETER)" tools/setup.py "$(ENV)"
 
-reproduce: setup ## data, training, evaluation, tables and figures (PROFILE=quick, CORES=all, FLAGS=-n for a dry run)
-	@$(RUN) python tools/reproduce.py $(PROFILE) --cores $(CORES) $(FLAGS)
+reproduce: setup ## runs, tables and figures of a study (PROFILE=quick, TARGET=table2, CORES=all, FLAGS=-n for a dry run)
+	@$(RUN) python tools/reproduce.py $(PROFILE) --target $(TARGET) --cores $(CORES) $(FLAGS)
+
+figures: setup ## tables and figures of a study from the records that are there (PROFILE=quick)
+	@$(RUN) python tools/figures.py $(PROFILE)
+
+verify: setup ## is all that is shown still what was measured? records, tables, figures, numbers in the text
+	@$(RUN) python tools/verify.py
 
 test: setup ## all tests: notebooks, tests/, and the project's own order
 	@$(RUN) python tools/test.py

@@ -1,38 +1,130 @@
-"""The whole study at smoke size, in a copy of the project: it runs, then has nothing to do, then redoes what a removed record asks for and no more."""
-import shutil
-import pytest
+"""The whole study at smoke size, in a copy of the project: killed it goes on, then it has nothing to do, then it redoes what a removed record asks for and no more;
+what fails is named and loses nothing else; what is shown and was not measured is found."""
+import contextlib, fcntl, json, os, shutil, signal, subprocess, sys, time
+import pytest, yaml
 from conftest import ROOT, run_command
+from mimdet.core import read_json
+
+TABLES = {'table_main', 'table_ratio', 'table_ablations', 'table_cost', 'table_sampling'}
+FIGURES = {'ap_over_ratio', 'ap_over_cost', 'ap_by_size', 'spread', 'training_curves', 'predictions', 'what_it_sees', 'reconstructions', 'sampling', 'cost_over_ratio'}
+MODELS = ('v1_sr0.25_seed0', 'v1_sr0.25_seed1', 'v1_sr0.5_seed0', 'no_vit_seed0', 'benchmarking_seed0')
+
+def copy_project(folder):
+    for name in ('nbs', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    shutil.copytree(ROOT/'results'/'paper', folder/'results'/'paper')
+    shutil.copy(ROOT/'results'/'numbers.yaml', folder/'results')
+    for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
+    return folder
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory):
-    copy = tmp_path_factory.mktemp('project')
-    for name in ('nbs', 'profiles', 'tools'): shutil.copytree(ROOT/name, copy/name)
-    shutil.copytree(ROOT/'results'/'paper', copy/'results'/'paper')
-    for name in ('Snakefile', 'settings.ini'): shutil.copy(ROOT/name, copy/name)
-    return copy
+def project(tmp_path_factory): return copy_project(tmp_path_factory.mktemp('project'))
 
-def reproduce(project, profile='smoke'): return run_command('python', project/'tools'/'reproduce.py', profile, '--cores', 'all', cwd=project)
+def reproduce(project, profile='smoke', *more, **kwargs): return run_command('python', project/'tools'/'reproduce.py', profile, *more, cwd=project, **kwargs)
 
-def test_study(project):
+def verify(project, *profiles): return run_command('python', project/'tools'/'verify.py', *profiles, cwd=project)
+
+def times(folder, names): return {name: (folder/f'{name}.json').stat().st_mtime_ns for name in names}
+
+def test_killed_and_resumed(project):
+    "No warning, no mercy: only the unfinished runs run again."
+    records = project/'results'/'runs'/'smoke'
+    running = subprocess.Popen([sys.executable, project/'tools'/'reproduce.py', 'smoke'], cwd=project, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(records.glob('evaluate_*.json')) and running.poll() is None: time.sleep(.2)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    finished = [p.stem for p in records.glob('*.json') if (project/'runs'/'smoke'/f'{p.stem}.ipynb').exists()]
+    assert 'pretrain_tiny' in finished
+    before = times(records, finished)
+    done = reproduce(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert times(records, finished) == before
+    assert {p.stem for p in records.iterdir()} == {'data', 'pretrain_tiny', 'cost', *(f'{kind}_{m}' for kind in ('train', 'evaluate') for m in MODELS)}
+    assert {p.name for p in (project/'figures'/'smoke').iterdir()} == {f'{t}.{kind}' for t in TABLES for kind in ('csv', 'md', 'tex')} | {f'{f}.{kind}' for f in FIGURES for kind in ('png', 'svg')}
+    assert (project/'figures'/'smoke'/'table_main.md').read_text() in done.stdout and 'about' in done.stdout.splitlines()[0]
+
+def test_nothing_to_be_done(project): assert 'nothing to be done' in reproduce(project).stdout
+
+def test_only_what_is_stale_and_the_same_again(project):
     records, figures = project/'results'/'runs'/'smoke', project/'figures'/'smoke'
-    first = reproduce(project)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert {p.stem for p in records.iterdir()} == {'data', 'pretrain', 'train_sr0.25', 'train_sr0.5', 'evaluate_sr0.25', 'evaluate_sr0.5'}
-    assert {p.name for p in figures.glob('*.[mps]*')} == {'table_ratio.md', *(f'{name}.{kind}' for kind in ('png', 'svg') for name in
-                                                          ('ap_over_ratio', 'training_curves', 'predictions', 'reconstructions'))}
-    assert (figures/'table_ratio.md').read_text() in first.stdout
-
-    again = reproduce(project)
-    assert again.returncode == 0 and 'Nothing to be done' in again.stdout + again.stderr
-
-    before = {p.name: p.stat().st_mtime for p in records.iterdir()}
-    table = (figures/'table_ratio.md').stat().st_mtime
-    (records/'train_sr0.5.json').unlink()
+    before, tables = times(records, [p.stem for p in records.iterdir()]), {p.name: p.read_bytes() for p in figures.glob('table_*') if 'cost' not in p.name}
+    (records/'train_v1_sr0.5_seed0.json').unlink()
     redone = reproduce(project)
     assert redone.returncode == 0, redone.stdout + redone.stderr
-    assert {name for name in before if (records/name).stat().st_mtime != before[name]} == {'train_sr0.5.json', 'evaluate_sr0.5.json'}
-    assert (figures/'table_ratio.md').stat().st_mtime > table
+    assert {name for name in before if times(records, [name])[name] != before[name]} == {'train_v1_sr0.5_seed0', 'evaluate_v1_sr0.5_seed0'}
+    assert {name: (figures/name).read_bytes() for name in tables} == tables # same seeds, same machine, same day
+
+def test_target(project):
+    (project/'figures'/'smoke'/'table_ratio.md').unlink()
+    (project/'figures'/'smoke'/'spread.png').unlink()
+    done = reproduce(project, 'smoke', '--target', 'table2')
+    assert done.returncode == 0 and (project/'figures'/'smoke'/'table_ratio.md').exists() and not (project/'figures'/'smoke'/'spread.png').exists()
+    assert reproduce(project).returncode == 0
+
+def test_one_at_a_time(project):
+    with (project/'.snakemake'/'reproduce.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = reproduce(project)
+    assert second.returncode == 1 and second.stderr.strip().splitlines() == ['make reproduce is already running in this folder: wait for it, or stop it first']
+
+def test_verified(project):
+    done = verify(project, 'smoke')
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+@contextlib.contextmanager
+def changed(path, text):
+    "A file with another content inside the block; None: without the file."
+    before = path.read_bytes() if path.exists() else None
+    path.unlink(missing_ok=True) if text is None else path.write_text(text)
+    yield
+    path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+
+def edited(path):
+    record = read_json(path)
+    record['metrics']['rows'][0]['bbox']['AP'] += 10
+    return json.dumps(record)
+
+FRAUDS = {
+    'record': ('results/runs/smoke/evaluate_v1_sr0.5_seed0.json', edited, 'was it edited?'),
+    'foreign': ('results/runs/smoke/evaluate_more.json', lambda path: (path.parent/'data.json').read_text(), 'holds the record smoke/data'),
+    'figure': ('figures/smoke/best_of_all.png', lambda path: 'pixels', 'best_of_all.png has no record'),
+    'table': ('figures/smoke/table_main.md', lambda path: path.read_text().replace('not run', '51.7', 1), 'table_main.md is stale'),
+    'missing': ('figures/smoke/table_ratio.csv', lambda path: None, 'table_ratio.csv is missing'),
+    'number': ('README.md', lambda path: path.read_text() + '\nOn photographs it reaches 61.3 AP.\n', 'README.md: 61.3 has no source'),
+}
+
+@pytest.mark.parametrize('fraud', FRAUDS)
+def test_verify_catches(project, fraud):
+    file, change, told = FRAUDS[fraud]
+    with changed(project/file, change(project/file)): done = verify(project, 'smoke')
+    assert done.returncode == 1 and told in done.stdout, done.stdout[-2000:] + done.stderr
+
+def test_stale_figure_is_caught(project):
+    "Drawn from other records: the digest in its metadata tells."
+    figure = project/'figures'/'smoke'/'spread.png'
+    before = figure.read_bytes()
+    shutil.copy(project/'figures'/'smoke'/'reconstructions.png', figure)
+    done = verify(project, 'smoke')
+    figure.write_bytes(before)
+    assert done.returncode == 1 and 'spread.png is stale: it was drawn from other records' in done.stdout
+
+def test_figures_from_records_alone(project):
+    "Records made elsewhere: no run, no runs folder."
+    away = project/'runs_away'
+    (project/'runs').rename(away)
+    try: done = run_command('python', project/'tools'/'figures.py', 'smoke', project/'drawn', cwd=project)
+    finally: away.rename(project/'runs')
+    assert done.returncode == 0, done.stderr
+    for table in TABLES: assert (project/'drawn'/f'{table}.csv').read_bytes() == (project/'figures'/'smoke'/f'{table}.csv').read_bytes()
+
+def test_a_failing_run_is_named_and_loses_nothing(project):
+    profile = yaml.safe_load((project/'profiles'/'smoke.yaml').read_text())
+    profile['train']['models'] = {'good': {}, 'bad': dict(overrides=['data.short_edges=[0]'])}
+    profile |= dict(tables={}, cost={}, evaluate=dict(common=dict(ratios=[1.], seeds=[0], stem_probe=False)))
+    (project/'profiles'/'broken.yaml').write_text(yaml.safe_dump(profile))
+    done = reproduce(project, 'broken', '--target', 'evaluate')
+    assert done.returncode == 1 and 'failed: train_bad_seed0, its log: runs/broken/train_bad_seed0.failed.ipynb' in done.stderr, done.stdout + done.stderr
+    assert {p.stem for p in (project/'results'/'runs'/'broken').iterdir()} == {'data', 'pretrain_tiny', 'train_good_seed0', 'evaluate_good_seed0'}
 
 def test_unknown_profile(project):
     done = reproduce(project, 'nosuch')
-    assert done.returncode != 0 and 'no such profile: nosuch; there are: quick, smoke' in done.stderr
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'no such profile: nosuch' in done.stderr

@@ -1,29 +1,132 @@
-"""Run a profile's graph and show what came out: `python tools/reproduce.py quick --cores all [more options of snakemake]`."""
-import fcntl, subprocess, sys
+"""Run a profile's jobs and show what came out: `python tools/reproduce.py quick [--target table2] [--cores all] [more options of snakemake]`.
+
+Before: how many runs there are and how long they will take, and which files are missing. While it runs: what is done, and what is left.
+A run that fails does not stop the others; at the end it is named with its log."""
+import argparse, fcntl, os, re, subprocess, sys, threading, time
+from datetime import timedelta
 from pathlib import Path
+from mimdet.core import MimdetError, complaining, hardware, read_record
+from mimdet.study import AUTHORS, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
+DRY = {'-n', '--dry-run', '--dryrun'}
 
-def show(folder):
+def command(profile, target, cores, *options):
+    # snakemake's own lock outlives a killed run; ours does not
+    return ['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
+
+def waiting(study, *call):
+    "The jobs that snakemake would run."
+    done = subprocess.run(command(study.profile, *call, '--dry-run', '--quiet', 'host'), cwd=ROOT, capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr.strip() or done.stdout.strip())
+    listed = re.findall(r'^(\S+) +1$', done.stdout + done.stderr, re.M)
+    return [name for name in study.jobs if name in listed]
+
+def took_before(study):
+    "Seconds of the jobs whose records come from a machine like this one."
+    found = {}
+    for name, job in study.jobs.items():
+        try: record = read_record(ROOT/job.record) if job.record else None
+        except MimdetError: continue
+        here = hardware()
+        if record and all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')) and 'gpu' not in record['hardware']: found[name] = record['wall_seconds'] + 4
+    return found
+
+def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+
+def plan(study, left, cores):
+    "Tell what is ahead; returns the seconds it will take."
+    known = took_before(study)
+    unknown = [n for n in left if n not in known and study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
+    rates = probe(study) if unknown else dict(train=1, forward=1)
+    seconds = estimate(study, left, rates, known)
+    wall = schedule(study, seconds, cores)
+    how = f'by a probe of {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if unknown else 'by what the same jobs took before'
+    print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {span(wall)} on {cores} cores, {how}')
+    for kind in dict.fromkeys(study.jobs[n].kind for n in left):
+        ours = [seconds[n] for n in left if study.jobs[n].kind == kind]
+        print(f'  {kind:10} {len(ours):3} jobs  {span(sum(ours)):>8} of one core each' if kind not in ('pretrain', 'data') else f'  {kind:10} {len(ours):3} jobs  {span(sum(ours)):>8}')
+    return wall
+
+def size(path):
+    path = Path(path)
+    if not path.exists(): return 'missing'
+    return f'folder of {sum(1 for _ in path.iterdir())} files' if path.is_dir() else f'{path.stat().st_size/2**20:.1f} MB'
+
+def tell_inputs(study, left):
+    "Each command with its files, and what it takes: for a dry run of what this machine may not be able to do."
+    for name in left:
+        job = study.jobs[name]
+        print(f'\n{name}\n  python tools/run_notebook.py {job.notebook} {job.executed} ...')
+        for key, value in job.parameters.items(): print(f'    {key} = {value}')
+        for file in inputs(study, job): print(f'  reads   {file} ({size(file)})')
+        for file in job.outputs: print(f'  writes  {file}')
+        if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors ({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
+
+class Progress(threading.Thread):
+    "Tells each time a job is done how many are left, and for how long."
+    def __init__(self, study, left, seconds):
+        super().__init__(daemon=True)
+        self.study, self.left, self.seconds, self.started, self.over = study, left, seconds, time.time(), threading.Event()
+
+    def done(self): return [n for n in self.left if (f := ROOT/self.study.jobs[n].executed).exists() and f.stat().st_mtime >= self.started]
+
+    def run(self):
+        told = 0
+        while not self.over.wait(2):
+            if (done := len(self.done())) == told: continue
+            told, gone = done, time.time() - self.started
+            print(f'[{done} of {len(self.left)} jobs done, {span(gone)} gone, about {span(max(0, self.seconds - gone))} to go]', flush=True)
+
+def failures(study, left, since):
+    "Where the logs of the runs that failed are."
+    logs = {n: (ROOT/study.jobs[n].executed).with_suffix('.failed.ipynb') for n in left}
+    return {n: log for n, log in logs.items() if log.exists() and log.stat().st_mtime >= since}
+
+def show(study, target):
     "Print the main table, and where the rest is."
-    table = folder/'table_ratio.md'
-    if table.exists(): print('\n' + table.read_text())
-    print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
+    folder = ROOT/study.figures
+    names = targets(study).get(target, [target]) if target != 'all' else ['table_main', 'table_ratio']
+    for table in (folder/f'{n}.md' for n in names if n.startswith('table')):
+        if table.exists(): print('\n' + table.read_text())
+    if folder.exists(): print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
 
-def main(profile, *options):
+def main(profile, target, cores, dry, options):
+    study = read_study(profile, ROOT/'profiles')
+    call = target, cores, *options
+    left = waiting(study, *call)
+    if not left: return print(f'profile {profile}: nothing to be done')
+    absent = missing(study)
+    if dry: tell_inputs(study, left)
+    for file in absent: print(f'missing: {file}', file=sys.stderr)
+    if absent: raise MimdetError(f'profile {profile} needs {len(absent)} files that are not here: see above')
+    count = os.cpu_count() if cores == 'all' else int(cores)
+    seconds = plan(study, left, count)
+    if dry: return
+    progress = Progress(study, left, seconds)
+    running = subprocess.Popen([*command(profile, *call), *QUIET], cwd=ROOT)
+    progress.start()
+    try: code = running.wait()
+    except KeyboardInterrupt: # snakemake was told too: let it put its house in order
+        running.wait()
+        sys.exit('interrupted: call again to go on')
+    progress.over.set()
+    print(f'{len(progress.done())} of {len(left)} jobs done in {span(time.time() - progress.started)} (estimated: {span(seconds)})')
+    for name, log in failures(study, left, progress.started).items(): print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
+    if code: sys.exit(f'not all of profile {profile} was made: mend what failed and call again, what is done stays done')
+    show(study, target)
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description='Run a profile.')
+    parser.add_argument('profile')
+    parser.add_argument('--target', default='all', help='a stage (data, pretrain, train, evaluate, cost), table1 to table4, figures, or a job')
+    parser.add_argument('--cores', default='all')
+    args, options = parser.parse_known_args()
     lock = ROOT/'.snakemake'/'reproduce.lock'
     lock.parent.mkdir(exist_ok=True)
-    with lock.open('w') as alone:
+    with lock.open('w') as alone, complaining('reproduce'):
         try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
-        # snakemake's own lock outlives a killed run; this one does not
-        running = subprocess.Popen(['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', *QUIET, *options], cwd=ROOT)
-        try: code = running.wait()
-        except KeyboardInterrupt: # snakemake was told too: let it put its house in order
-            running.wait()
-            sys.exit('interrupted: call again to go on')
-    if code: sys.exit(f'not all of profile {profile} was made: the lines with "error:" above say what failed; mend it and call again, what is done stays done')
-    if not {'-n', '--dry-run'} & set(options): show(ROOT/'figures'/profile)
-
-if __name__ == '__main__': main(*sys.argv[1:])
+        dry = bool(DRY & {*options})
+        main(args.profile, args.target, args.cores, dry, [o for o in options if o not in DRY])

@@ -1,0 +1,57 @@
+"""The paper's own study: what it would do is told and what is missing is named, on a cluster too; with a tiny folder laid out as COCO in place of COCO, it runs."""
+import os, shutil
+import pytest, yaml
+from conftest import ROOT, run_command
+from mimdet.emoji import EmojiConfig, make_dataset
+from test_reproduce import copy_project
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory): return copy_project(tmp_path_factory.mktemp('coco'))
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    "A handful of scenes under COCO's file names."
+    folder = tmp_path_factory.mktemp('datasets')
+    made = make_dataset(folder/'made', EmojiConfig(categories=3, size=128), 1, train=16, val=6)
+    (folder/'coco'/'annotations').mkdir(parents=True)
+    for split, name in (('train', 'train2017'), ('val', 'val2017')):
+        shutil.move(made[split]['json'], folder/'coco'/'annotations'/f'instances_{name}.json')
+        shutil.move(made[split]['images'], folder/'coco'/name)
+    return folder
+
+def reproduce(project, profile, *more, datasets):
+    return run_command('python', project/'tools'/'reproduce.py', profile, *more, cwd=project, env=os.environ | dict(DETECTRON2_DATASETS=str(datasets)))
+
+def test_dry_run_names_everything(project, tmp_path):
+    done = reproduce(project, 'coco', '-n', datasets=tmp_path)
+    coco, told = tmp_path/'coco', done.stdout + done.stderr
+    missing = {line.removeprefix('missing: ') for line in done.stderr.splitlines() if line.startswith('missing: ')}
+    assert done.returncode == 2 and missing == {*(str(coco/f) for f in ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')),
+                                                'weights/mae_pretrain_vit_base_full.pth', 'weights/mae_pretrain_vit_large_full.pth'}
+    profile = yaml.safe_load((ROOT/'profiles'/'coco.yaml').read_text())
+    for model in profile['train']['models']: assert f'\ntrain_{model}_seed0\n  python tools/run_notebook.py nbs/experiments/train.ipynb' in told
+    assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told
+
+def test_cluster_dry_run(project):
+    done = run_command('snakemake', '--workflow-profile', 'profiles/slurm', '-n', '--config', 'profile=smoke', cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert 'slurm_partition=YOUR_PARTITION' in done.stdout + done.stderr and 'gpu=' in done.stdout + done.stderr
+
+def test_runs_on_a_folder_laid_out_as_coco(project, coco):
+    "The coco profile with tiny recipes, a few of its models, and an autoencoder of that size."
+    profile = yaml.safe_load((project/'profiles'/'coco.yaml').read_text())
+    tiny = dict(recipe='mimdet_tiny_v1_sr0.5_3x', gpus=0, overrides=['schedule.iterations=3', 'schedule.warmup=0', 'data.batch=2', 'train.log_period=1', 'data.workers=0'])
+    kept = ['v1_sr0.5', 'mae_encoder', 'decoder1']
+    profile['train'] = dict(common=profile['train']['common'] | tiny, models={k: profile['train']['models'][k] for k in kept})
+    profile['pretrain'] = dict(base=dict(file='weights/mae_tiny_full.pth'))
+    profile['evaluate'] = dict(common=profile['evaluate']['common'] | dict(ratios=[.02, .5, 1.], seeds=[0]), models={'v1_sr0.5': dict(examples=2)})
+    profile['tables'] = dict(main=[dict(published='mimdet_base_v1_sr0.5_3x', model='v1_sr0.5')], ratio=['v1_sr0.5'],
+                             ablations=[row for row in profile['tables']['ablations'] if row['model'] in kept])
+    profile |= dict(cost={}, threads={})
+    (project/'profiles'/'minicoco.yaml').write_text(yaml.safe_dump(profile))
+    assert run_command('mimdet_pretrain', coco/'coco'/'train2017', '--output', project/'mae', '--steps', 2, '--batch', 4, '--warmup', 1).returncode == 0
+    (project/'weights').mkdir()
+    shutil.move(project/'mae'/'mae_full.pth', project/'weights'/'mae_tiny_full.pth')
+    done = reproduce(project, 'minicoco', datasets=coco)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'COCO' in (project/'figures'/'minicoco'/'table_main.md').read_text() and (project/'figures'/'minicoco'/'table_ablations.md').exists()

@@ -1,0 +1,48 @@
+"""Draw a profile's tables and figures from the records that are there, with no run at all: `python tools/figures.py demo [folder]`.
+
+For records that were made elsewhere: copy their files to results/runs/<profile>/ first."""
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+import nbformat
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.parameterize import parameterize_notebook
+from mimdet.core import MimdetError, complaining
+from mimdet.study import read_study
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def drawable(study):
+    "The figure jobs whose records are all there."
+    def there(name): return study.jobs[name].record is None or (ROOT/study.jobs[name].record).exists()
+    return [job for job in study.jobs.values() if job.kind == 'figure' and all(map(there, job.needs))]
+
+def draw(notebook, parameters):
+    "Run a figure's notebook in this process; a kernel of its own would take longer to start than all the drawing."
+    shell = InteractiveShell.instance()
+    shell.reset()
+    for cell in parameterize_notebook(nbformat.read(ROOT/notebook, 4), parameters).cells:
+        if cell.cell_type == 'code': shell.run_cell(cell.source, store_history=True, silent=False).raise_error()
+
+def draw_all(study, folder):
+    "Draw what can be drawn into `folder`; returns the jobs."
+    jobs = drawable(study)
+    if not jobs: raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
+    with ProcessPoolExecutor(2, get_context('spawn'), initializer=_quiet) as pool:
+        list(pool.map(draw, [j.notebook for j in jobs], [j.parameters | dict(out=str(folder), records=str(ROOT/'results'/'runs')) for j in jobs]))
+    return jobs
+
+def _quiet():
+    import matplotlib, os
+    matplotlib.use('Agg')
+    sys.stdout = open(os.devnull, 'w')
+
+if __name__ == '__main__':
+    with complaining('figures'):
+        study = read_study(sys.argv[1], ROOT/'profiles')
+        folder = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT/study.figures
+        jobs = draw_all(study, folder)
+        print(f'{folder}: {", ".join(j.name for j in jobs)}')
+        left_out = [j.name for j in study.jobs.values() if j.kind == 'figure' and j not in jobs]
+        if left_out: print(f'not drawn, since records are missing: {", ".join(left_out)}')

@@ -1,0 +1,55 @@
+"""Is everything that is shown still what was measured? `make verify`.
+
+Every record is checked against its schema and its own SHA-256, every table is made anew and compared byte for byte, every figure is traced to its records,
+and every number in README.md to a table, a record or a publication."""
+import subprocess, sys, tempfile
+from pathlib import Path
+from figures import ROOT, draw_all
+from mimdet.core import MimdetError, read_record
+from mimdet.results import read_digest
+from mimdet.study import read_study
+from numbers_in_text import check_numbers
+
+TABLES = {'.csv', '.md', '.tex'}
+
+def check_records(study):
+    "Complaints about a profile's records."
+    for path in sorted((ROOT/study.records).glob('*')):
+        try: record = read_record(path)
+        except MimdetError as e: yield str(e)
+        else:
+            if (record['profile'], record['name']) != (study.profile, path.stem): yield f'{path} holds the record {record["profile"]}/{record["name"]}'
+            if path.stem not in study.jobs: yield f'{path}: the profile {study.profile} has no such run'
+
+def check_figures(study):
+    "Complaints about a profile's tables and figures."
+    shown = {p.name: p for p in (ROOT/study.figures).glob('*')}
+    with tempfile.TemporaryDirectory() as folder:
+        try: draw_all(study, folder)
+        except MimdetError as e: made = {}
+        else: made = {p.name: p for p in Path(folder).glob('*')}
+        for name in sorted({*shown, *made}):
+            where = f'{study.figures}/{name}'
+            if name not in made: yield f'{where} has no record: nothing in {study.records} makes it'
+            elif name not in shown: yield f'{where} is missing, although its records are there: make figures PROFILE={study.profile}'
+            elif made[name].suffix in TABLES and made[name].read_bytes() != shown[name].read_bytes(): yield f'{where} is stale: its records make another table'
+            elif read_digest(made[name]) != read_digest(shown[name]): yield f'{where} is stale: it was drawn from other records'
+
+def committed():
+    "The profiles of which git knows records or figures."
+    files = subprocess.run(['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures'], capture_output=True, text=True).stdout.split()
+    return sorted({Path(f).parent.name for f in files})
+
+def main(*names):
+    complaints = []
+    for name in names or committed():
+        study = read_study(name, ROOT/'profiles')
+        found = list(check_records(study))
+        found += [] if found else check_figures(study)
+        print(f'{"FAIL" if found else "ok":5} profile {name}: {len(list((ROOT/study.records).glob("*")))} records, {len(list((ROOT/study.figures).glob("*")))} files of tables and figures')
+        complaints += found
+    complaints += check_numbers()
+    for line in complaints: print('FAIL ', line)
+    sys.exit(f'{len(complaints)} complaints' if complaints else 0)
+
+if __name__ == '__main__': main(*sys.argv[1:])
