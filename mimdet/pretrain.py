@@ -64,7 +64,7 @@ class Pretraining(nn.Module):
         dtype = precision('auto', device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): return dict(loss=self.reconstruct(*batch).loss)
 
-# %% ../nbs/13_pretrain.ipynb #09-178b644f
+# %% ../nbs/13_pretrain.ipynb #09-4e7c9645
 def pretrain(
     images,               # folder of images
     output,               # output folder
@@ -76,17 +76,19 @@ def pretrain(
     weight_decay:float=0.05,
     mask_ratio:float=0.75,# share of hidden patches
     least:float=0.2,      # smallest share of an image's area that a crop shows
+    decoder_depth:int=0,  # blocks of the decoder; 0: as `autoencoder` has them
     seed:int=0,           # of everything random
     device:str='auto',    # cpu, cuda, ...
     workers:int=0,        # loading processes
     resume:bool=False,    # go on from the output folder's checkpoint
 )->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, crops, device
     "Pre-train a masked autoencoder; writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."
+    decoder_depth = decoder_depth or _decoder_depth(size)
     settings = {k: v for k, v in locals().items() if k not in ('images', 'output', 'device', 'workers', 'resume')}
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
     started, device = time.time(), pick_device(device)
     torch.manual_seed(seed)
-    mae, side = autoencoder(size)
+    mae, side = autoencoder(size, decoder_depth)
     model = Pretraining(mae, mask_ratio, seed).to(device)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -105,13 +107,19 @@ def _rate(output, batch):
     return batch/median(times) if times else None
 
 def autoencoder(
-    size:str, # tiny, small, base or large
-)->tuple:     # (MaskedAutoencoder, image side in pixels)
-    "The masked autoencoder that fits MIMDet's recipes of that size; MAE's own decoder has 8 blocks, tiny's as many as MIMDet's."
-    if size not in SIZES: raise MimdetError(f'unknown size {size!r}; there are {", ".join(SIZES)}')
-    r = recipe(f'mimdet_{size}_v1_sr0.5_3x')
-    depth = r.decoder_depth if size == 'tiny' else 8
+    size:str,            # tiny, small, base or large
+    decoder_depth:int=0, # blocks of the decoder; 0: MAE's own 8, of tiny as many as MIMDet's
+)->tuple:                # (MaskedAutoencoder, image side in pixels)
+    "The masked autoencoder that fits MIMDet's recipes of that size, whose decoder takes the first of its decoder's blocks."
+    depth, r = decoder_depth or _decoder_depth(size), _of_size(size)
+    if depth < 1: raise MimdetError(f'{decoder_depth=}: an autoencoder needs a decoder of at least one block')
     return MaskedAutoencoder(r.dim, r.depth, r.heads, r.decoder_dim, depth, r.decoder_heads, r.img_size), r.img_size
+
+def _of_size(size):
+    if size not in SIZES: raise MimdetError(f'unknown size {size!r}; there are {", ".join(SIZES)}')
+    return recipe(f'mimdet_{size}_v1_sr0.5_3x')
+
+def _decoder_depth(size): return _of_size(size).decoder_depth if size == 'tiny' else 8
 
 # %% ../nbs/13_pretrain.ipynb #12-50ea7f33
 @torch.no_grad()
@@ -136,7 +144,7 @@ def as_examples(pictures)->list:
     "The same as plain data for a record: base64 PNG."
     return [{name: png_text(array) for name, array in picture.items()} for picture in pictures]
 
-# %% ../nbs/13_pretrain.ipynb #15-c0e36cd4
+# %% ../nbs/13_pretrain.ipynb #15-a47984a2
 @command
 def mimdet_pretrain(
     images:str,           # folder of images
@@ -147,11 +155,12 @@ def mimdet_pretrain(
     lr:float=1.5e-3,      # largest learning rate
     warmup:int=50,        # iterations of linear warm-up
     mask_ratio:float=0.75,# share of hidden patches
+    decoder_depth:int=0,  # blocks of the decoder; 0: MAE's own 8, of tiny as many as MIMDet's
     seed:int=0,           # of everything random
     device:str='auto',    # cpu, cuda, ...
     workers:int=0,        # loading processes
     resume:bool=False,    # go on from the output folder's checkpoint
 ):
     "Pre-train a masked autoencoder on a folder of images."
-    out = pretrain(images, output, size, steps, batch, lr, warmup, mask_ratio=mask_ratio, seed=seed, device=device, workers=workers, resume=resume)
+    out = pretrain(images, output, size, steps, batch, lr, warmup, mask_ratio=mask_ratio, decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, resume=resume)
     print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")

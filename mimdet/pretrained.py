@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOT_WEIGHTS', 'IN_BLOCK', 'IN_ENCODER', 'SIZES', 'PLAIN_PIXELS', 'BACKBONE', 'KINDS', 'DESIGNS', 'NEW_IN_MIMDET',
-           'DROPPED_IN_MIMDET', 'NEW_IN_BASELINE', 'DROPPED_IN_BASELINE', 'CONSTANTS', 'file_format', 'read_checkpoint',
-           'read_weights', 'save_weights', 'check_finite', 'transformers_names', 'to_transformers', 'naming',
-           'published_names', 'mean_share', 'Description', 'describe', 'grid_of', 'kind', 'regrid', 'LoadReport',
-           'table', 'load_into', 'load_mae', 'mae_file', 'load_detector']
+           'DROPPED_IN_MIMDET', 'PATCHIFY', 'UPSAMPLE', 'DECODER', 'NEW_IN_BASELINE', 'DROPPED_IN_BASELINE', 'PARTS',
+           'CONSTANTS', 'file_format', 'read_checkpoint', 'read_weights', 'save_weights', 'check_finite',
+           'transformers_names', 'to_transformers', 'naming', 'published_names', 'mean_share', 'Description',
+           'describe', 'grid_of', 'kind', 'regrid', 'LoadReport', 'table', 'load_into', 'load_mae', 'mae_file',
+           'load_detector']
 
 # %% ../nbs/04_pretrained.ipynb #02-fbff6fa4
 import argparse, math, pickle, re, zipfile
@@ -156,20 +157,20 @@ def mean_share(
     rows = weight.double()
     return (rows.mean(0).square().sum()*len(rows)/rows.square().sum()).item()
 
-# %% ../nbs/04_pretrained.ipynb #25-0d42389c
+# %% ../nbs/04_pretrained.ipynb #25-3f824b86
 SIZES = {(192, 4): 'tiny', (384, 12): 'small', (768, 12): 'base', (1024, 24): 'large', (1280, 32): 'huge'} # (width, blocks) of the encoder
 PLAIN_PIXELS = 0.01 # mean_share of a decoder that predicts plain pixels is more
 BACKBONE = 'backbone.bottom_up.'
 KINDS = {'mae-full': 'a full MAE (encoder and decoder)', 'mae-encoder': "an encoder only (MAE's, without decoder)",
          'mae-visualize': 'a visualize MAE (its decoder predicts plain pixels)', 'unknown': 'neither an MAE nor a detector'}
-DESIGNS = dict(v1='MIMDet v1', v2='MIMDet v2', benchmarking='the benchmarking baseline')
+DESIGNS = dict(v1='MIMDet v1', v2='MIMDet v2', benchmarking='the benchmarking baseline', patchify='MIMDet on 16x16 patches', stem='MIMDet without its ViT')
 
 @dataclass(frozen=True)
 class Description:
     "What weights belong to."
     kind:str='unknown' # 'mae-full', 'mae-encoder', 'mae-visualize', 'detector' or 'unknown'
-    design:str=''      # of a detector: 'v1', 'v2', 'benchmarking', or '' for one of another make
-    dim:int=0          # width of the encoder
+    design:str=''      # of a detector: a key of `DESIGNS`, or '' for one of another make
+    dim:int=0          # width of the encoder, or of the stem alone
     depth:int=0        # its blocks
     grid:int=0         # side of the grid of position embeddings, in tokens
     classes:int=0      # of a detector
@@ -180,7 +181,8 @@ class Description:
     def __str__(self):
         if self.kind == 'unknown': return KINDS[self.kind]
         if self.kind == 'detector' and not self.design: return 'a detector with another backbone'
-        return f'{DESIGNS.get(self.design) or KINDS[self.kind]}, size {self.size}' + (f', {self.classes} classes' if self.classes else '')
+        size = f', {self.dim} wide' if self.design == 'stem' else f', size {self.size}'
+        return f'{DESIGNS.get(self.design) or KINDS[self.kind]}{size}' + (f', {self.classes} classes' if self.classes else '')
 
 def describe(
     weights:dict, # parameter name -> tensor
@@ -189,15 +191,18 @@ def describe(
     weights = published_names(weights)
     detector = any(k.startswith('backbone.') for k in weights)
     own = {re.sub(r'^(en|de)coder\.', '', k.removeprefix(BACKBONE)): v for k, v in weights.items() if k.startswith(BACKBONE) or not detector}
-    if 'blocks.0.attn.qkv.weight' not in own: return Description('detector' if detector else 'unknown')
+    scores = weights.get('roi_heads.box_predictor.cls_score.weight')
+    classes = 0 if scores is None else len(scores) - 1
+    if 'blocks.0.attn.qkv.weight' not in own:
+        stem = detector and {'patch_embed.proj.3.3.weight', 'conv_feat_proj.weight'} <= own.keys()
+        return Description('detector', 'stem', dim=own['conv_feat_proj.weight'].shape[1], classes=classes) if stem else Description('detector' if detector else 'unknown')
     dim = own['blocks.0.attn.qkv.weight'].shape[1]
     grid, _ = grid_of(own['pos_embed'].shape[1]) if 'pos_embed' in own else (0, 0)
     shape = dict(dim=dim, depth=_blocks(own, 'blocks'), grid=grid)
     if detector:
-        signs = {'conv_feat_proj.weight': 'v2', 'mask_token': 'v1', 'ms_adaptor': 'benchmarking'}
+        signs = dict(upsample='patchify', conv_feat_proj='v2', mask_token='v1', ms_adaptor='benchmarking')
         design = next((d for sign, d in signs.items() if any(k.startswith(sign) for k in own)), '')
-        scores = weights.get('roi_heads.box_predictor.cls_score.weight')
-        return Description('detector', design, **shape, classes=0 if scores is None else len(scores) - 1)
+        return Description('detector', design, **shape, classes=classes)
     if not _blocks(own, 'decoder_blocks'): return Description('mae-encoder', **shape)
     pixels = own.get('decoder_pred.weight')
     return Description('mae-visualize' if pixels is not None and mean_share(pixels) > PLAIN_PIXELS else 'mae-full', **shape)
@@ -225,7 +230,7 @@ def regrid(
     grid = resize_positions(F.pad(positions, (0, 0, 1 - extra, 0)), wanted, wanted).to(positions.dtype)
     return torch.cat([positions[:, :extra], grid], dim=1)
 
-# %% ../nbs/04_pretrained.ipynb #30-edbc0dd5
+# %% ../nbs/04_pretrained.ipynb #30-a70b216a
 @dataclass
 class LoadReport:
     "Where every parameter of a model and of a file went; lists of names."
@@ -239,12 +244,13 @@ class LoadReport:
     source:str = ''                            # the file
     sha256:str = ''                            # its fingerprint
     holds:str = ''                             # what it is
+    parts:str = ''                             # what was asked for of it, if not all
 
     @property
     def trouble(self): return [*self.wrong, *self.missing, *self.unexpected]
 
     def __str__(self):
-        head = dict(file=self.source, holds=self.holds, sha256=self.sha256)
+        head = dict(file=self.source, holds=self.holds, taken=self.parts, sha256=self.sha256)
         return table(head, {k: v for k, v in vars(self).items() if isinstance(v, list)})
 
 def table(
@@ -292,31 +298,40 @@ def _explain(report):
     found = [(getattr(report, k), text) for k, text in kinds.items() if getattr(report, k)]
     return '; '.join(f'{len(names)} {text}, such as {names[0]}' for names, text in found)
 
-# %% ../nbs/04_pretrained.ipynb #33-172dcff0
+# %% ../nbs/04_pretrained.ipynb #33-5d44e947
 NEW_IN_MIMDET = (r'encoder\.patch_embed\.proj\.\d\..*', r'decoder\.conv_feat_proj\..*')
-DROPPED_IN_MIMDET = (r'encoder\.cls_token', r'encoder\.patch_embed\.proj\.(weight|bias)', r'decoder\.decoder_pred\..*')
+DROPPED_IN_MIMDET = (r'encoder\.cls_token', r'decoder\.decoder_pred\..*')
+PATCHIFY, UPSAMPLE, DECODER = r'encoder\.patch_embed\.proj\.(weight|bias)', r'upsample\..*', r'decoder\..*'
 NEW_IN_BASELINE = (r'pos_embed', r'ms_adaptor\..*', r'.*rel_pos_bias\..*')
 DROPPED_IN_BASELINE = (r'pos_embed', r'cls_token', r'(fc_)?norm\..*', r'mask_token', r'decoder_.*')
+PARTS = ('all', 'encoder')
 
 def load_mae(
-    backbone,            # a `MIMDetBackbone` or a `BenchmarkingViT`
+    backbone,            # a `MIMDetBackbone`, a `BenchmarkingViT` or a `PatchifyBackbone`
     path,                # an MAE file under published, timm's or transformers' names; MIMDet needs a full one
     allow_partial=False, # take a file of another kind too, and whatever fits
+    parts:str='all',     # or 'encoder': leave MIMDet's decoder at random, on purpose; an encoder-only file will do
 )->LoadReport:
     "Start `backbone` from a masked autoencoder. Raises `MimdetError` if the file is of another kind or size."
+    if parts not in PARTS: raise MimdetError(f'unknown mae_checkpoint.parts={parts!r}; there are {", ".join(PARTS)}')
     weights = published_names(read_weights(path))
     found, model = describe(weights), describe({BACKBONE + k: v for k, v in backbone.state_dict().items()})
+    if model.design == 'stem': raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: leave out mae_checkpoint.path')
     baseline, way_out = model.design == 'benchmarking', f'needed is {mae_file(model)}'
+    alone = parts == 'encoder' and not baseline # of which the baseline never takes more
     if found.kind == 'mae-visualize': way_out += f'; told by its values (share {mean_share(weights["decoder_pred.weight"]):.3f} > {PLAIN_PIXELS}), so --allow-partial if you know better'
     if not found.kind.startswith('mae'): raise _mismatch(path, found, model, way_out, 'is no MAE checkpoint')
-    unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + baseline]
+    unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + (baseline or alone)]
     if (unsuited or found.size != model.size) and not allow_partial: raise _mismatch(path, found, model, way_out)
     if baseline: new, dropped = NEW_IN_BASELINE, DROPPED_IN_BASELINE
     else:
         weights = {f'decoder.{k}' if _of_decoder(k) else f'encoder.{k}': v for k, v in weights.items()}
-        new, dropped = NEW_IN_MIMDET, [*DROPPED_IN_MIMDET, *_beyond(backbone.decoder)]
+        new, dropped = list(NEW_IN_MIMDET), [*DROPPED_IN_MIMDET, *_beyond(backbone.decoder)]
+        if model.design == 'patchify': new.append(UPSAMPLE)
+        else: dropped.append(PATCHIFY)
+        if alone: new, dropped = [*new, DECODER], [*dropped, DECODER]
     report = load_into(backbone, weights, path, new, dropped, allow_partial, way_out)
-    report.sha256, report.holds = sha256(path), str(found)
+    report.sha256, report.holds, report.parts = sha256(path), str(found), 'the encoder alone; the decoder starts at random' if alone else ''
     return report
 
 def _beyond(decoder):
@@ -335,7 +350,7 @@ def mae_file(
 def _mismatch(path, found, model, way_out, verdict='does not fit'):
     return MimdetError(f'{path} {verdict}: it holds {found}; the model is {model}; {way_out}')
 
-# %% ../nbs/04_pretrained.ipynb #36-37a131bb
+# %% ../nbs/04_pretrained.ipynb #36-34b4e593
 CONSTANTS = (r'pixel_mean', r'pixel_std', r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
 
 def load_detector(
@@ -358,5 +373,5 @@ def load_detector(
     return report
 
 def _recipe(found):
-    if found.size not in SIZES.values() or not found.design: return 'no recipe here has that backbone'
+    if found.size not in SIZES.values() or found.design not in ('v1', 'v2', 'benchmarking'): return 'no recipe here has that backbone'
     return f'choose a recipe benchmarking_{found.size}_*' if found.design == 'benchmarking' else f'choose a recipe mimdet_{found.size}_{found.design}_*'

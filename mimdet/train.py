@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'parameter_groups', 'optimizer_for', 'with_classes', 'identity', 'changes_of', 'start_from',
            'evaluation_hooks', 'validation_set', 'what_is_in', 'train', 'is_file', 'read_config', 'completed',
-           'mimdet_train']
+           'mimdet_train', 'train_on']
 
 # %% ../nbs/15_train.ipynb #02-1855f758
 import logging, time
@@ -85,11 +85,11 @@ def changes_of(
     name = cfg.train.get('recipe')
     return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name))) if name in RECIPES else []
 
-# %% ../nbs/15_train.ipynb #13-0bb3e359
+# %% ../nbs/15_train.ipynb #13-f3f645fa
 def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
-    if cfg.mae_checkpoint.path: reports.append(load_mae(model.backbone.bottom_up, cfg.mae_checkpoint.path, partial))
+    if cfg.mae_checkpoint.path: reports.append(load_mae(model.backbone.bottom_up, cfg.mae_checkpoint.path, partial, cfg.mae_checkpoint.parts))
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
     return reports
 
@@ -180,7 +180,7 @@ def completed(
     if unknown: raise MimdetError(f'{source}: nothing reads {unknown[0]!r}{nearest(unknown[0], known)}')
     return OmegaConf.create(dict(model=cfg.model, **{section: OmegaConf.merge(usual[section], cfg[section]) for section in SECTIONS}))
 
-# %% ../nbs/15_train.ipynb #23-a659ead1
+# %% ../nbs/15_train.ipynb #23-62ac15e6
 @command
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
@@ -219,8 +219,12 @@ def mimdet_train(
     if under_launcher() and num_gpus*num_machines != 1: raise MimdetError('torchrun starts the processes: leave out --num-gpus and --num-machines')
     if (num_gpus, num_machines, machine_rank) == (1, 1, 0): return _work(*arguments)
     if min(num_gpus, num_machines) < 1: raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
-    if cfg.train.device != 'cpu' and num_gpus > torch.cuda.device_count(): raise MimdetError(f'--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}')
-    launch(_worker, arguments, num_gpus, num_machines, machine_rank, dist_url)
+    _launch(arguments, num_gpus, num_machines, machine_rank, dist_url)
+
+def _launch(arguments, num_gpus, *machines):
+    device, there = arguments[0]['train']['device'], torch.cuda.device_count()
+    if device != 'cpu' and num_gpus > there: raise MimdetError(f'--num-gpus {num_gpus}: this machine has {there}')
+    launch(_worker, arguments, num_gpus, *machines)
 
 def _work(plain, resume, allow_changes, eval_only):
     cfg = OmegaConf.create(plain)
@@ -247,3 +251,15 @@ def _evaluate_only(cfg):
 def _worker(*arguments):
     "One of several processes: like a command, it complains in one line."
     with complaining('mimdet_train'): _work(*arguments)
+
+# %% ../nbs/15_train.ipynb #25-31b35b88
+def train_on(
+    cfg:DictConfig,   # as for `train`
+    num_gpus:int=1,   # processes on this machine, one for each GPU
+    resume:bool=False,# as for `train`
+)->dict:              # as from `train`
+    "`train`, in processes of their own if there are to be several."
+    if num_gpus == 1: return train(cfg, resume)
+    started = time.time()
+    _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
+    return train(cfg, resume=True) | dict(seconds=time.time() - started) # all steps are done: this only gathers the result

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILLS', 'sincos_positions', 'position_parameter', 'resize_positions', 'blocks', 'run_blocks', 'init_weights',
-           'Encoder', 'Decoder', 'patchify', 'unpatchify', 'Reconstruction', 'MaskedAutoencoder', 'normalised_patches',
-           'mae_names']
+           'Encoder', 'Decoder', 'patchify', 'unpatchify', 'patch_embedding', 'Reconstruction', 'MaskedAutoencoder',
+           'normalised_patches', 'mae_names']
 
 # %% ../nbs/03_vit.ipynb #02-1a3b671f
 from functools import partial
@@ -51,7 +51,7 @@ def resize_positions(
     grid = F.interpolate(grid, size=(rows, columns), mode='bicubic', align_corners=False)
     return rearrange(grid, '1 c h w -> 1 (h w) c')
 
-# %% ../nbs/03_vit.ipynb #11-b78f66a2
+# %% ../nbs/03_vit.ipynb #11-e14231eb
 def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
     "`depth` of timm's transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
@@ -69,11 +69,11 @@ def run_blocks(
     return tokens
 
 def init_weights(module):
-    "MAE's initialisation: Xavier-uniform linear layers, normal tokens."
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None: nn.init.zeros_(part.bias)
+    "MAE's initialisation: Xavier-uniform linear layers, the patches' among them, normal tokens."
+    linear = [part.proj if isinstance(part, PatchEmbed) else part for part in module.modules() if isinstance(part, (nn.Linear, PatchEmbed))]
+    for part in linear:
+        nn.init.xavier_uniform_(part.weight.flatten(1))
+        if part.bias is not None: nn.init.zeros_(part.bias)
     for name, parameter in module.named_parameters():
         if name.endswith(('cls_token', 'mask_token')): nn.init.normal_(parameter, std=0.02)
 
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
         tokens = torch.cat([class_token + self.decoder_pos_embed[:, :1], tokens], dim=1) if extra else tokens
         return self.decoder_norm(run_blocks(self.decoder_blocks, tokens, self.checkpointing))[:, extra:]
 
-# %% ../nbs/03_vit.ipynb #18-d6f4c286
+# %% ../nbs/03_vit.ipynb #19-16b704b4
 def patchify(images):
     "(B, 3, H, W) -> (B, N, 768): the pixels of each patch, colours last."
     return rearrange(images, 'b c (h p) (w q) -> b (h w) (p q c)', p=STRIDE, q=STRIDE)
@@ -160,7 +160,11 @@ def unpatchify(patches, grid):
     "The inverse of `patchify`."
     return rearrange(patches, 'b (h w) (p q c) -> b c (h p) (w q)', h=grid[0], p=STRIDE, c=3)
 
-# %% ../nbs/03_vit.ipynb #20-2665bcf3
+def patch_embedding(dim):
+    "A linear map of the patches to tokens, for images of any size: (B, 3, H, W) -> (B, N, dim)."
+    return PatchEmbed(None, STRIDE, 3, dim, strict_img_size=False)
+
+# %% ../nbs/03_vit.ipynb #21-6e273025
 class Reconstruction(NamedTuple):
     "What the autoencoder returns."
     loss: torch.Tensor       # scalar: mean squared error over hidden patches, in units of each patch's variance
@@ -176,12 +180,9 @@ class MaskedAutoencoder(nn.Module):
         eps:float=1e-6,     # of the layer norms
     ):
         super().__init__()
-        patch_embed = PatchEmbed(img_size, STRIDE, 3, dim, strict_img_size=False)
-        self.encoder = Encoder(patch_embed, dim, depth, heads, img_size, eps=eps, class_token=True)
+        self.encoder = Encoder(patch_embedding(dim), dim, depth, heads, img_size, eps=eps, class_token=True)
         self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, eps=eps)
         self.decoder_pred = nn.Linear(decoder_dim, 3*STRIDE**2)
-        nn.init.xavier_uniform_(patch_embed.proj.weight.flatten(1))
-        nn.init.zeros_(patch_embed.proj.bias)
         init_weights(self.decoder_pred)
 
     def forward(self,
@@ -204,7 +205,7 @@ def normalised_patches(images):
     mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean)/deviation, mean, deviation
 
-# %% ../nbs/03_vit.ipynb #23-356a1761
+# %% ../nbs/03_vit.ipynb #24-356a1761
 def mae_names(
     state:dict, # state dict of a `MaskedAutoencoder`
 )->dict:
