@@ -37,32 +37,40 @@ def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seco
 
 def plan(study, left, cores):
     "Tell what is ahead; returns the seconds it will take."
-    known = took_before(study)
-    unknown = [n for n in left if n not in known and study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
-    rates = probe(study) if unknown else dict(train=1, forward=1)
+    known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
+    if any(study.jobs[n].gpus > 1 for n in left):
+        hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
+        print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.0f} GPU hours, if the GPUs are like those of the authors '
+              f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
+        return sum(3600*h/max(1, study.jobs[n].gpus) for n, h in hours.items())
+    rates = probe(study) if {*heavy} - {*known} else dict(train=1, forward=1)
     seconds = estimate(study, left, rates, known)
     wall = schedule(study, seconds, cores)
-    how = f'by a probe of {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if unknown else 'by what the same jobs took before'
-    print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {span(wall)} on {cores} cores, {how}')
+    how = f'by a probe: {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if {*heavy} - {*known} else 'by what they took before on such a machine'
+    print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {span(wall)} on {cores} cores, {how}', flush=True)
     for kind in dict.fromkeys(study.jobs[n].kind for n in left):
-        ours = [seconds[n] for n in left if study.jobs[n].kind == kind]
-        print(f'  {kind:10} {len(ours):3} jobs  {span(sum(ours)):>8} of one core each' if kind not in ('pretrain', 'data') else f'  {kind:10} {len(ours):3} jobs  {span(sum(ours)):>8}')
+        ours = [n for n in left if study.jobs[n].kind == kind]
+        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(seconds[n] for n in ours))} one after the other', flush=True)
     return wall
 
-def size(path):
+def size(path, made):
+    "How large a file is, or who makes it."
     path = Path(path)
-    if not path.exists(): return 'missing'
+    if not path.exists(): return 'made by an earlier job' if str(path) in made else 'missing'
     return f'folder of {sum(1 for _ in path.iterdir())} files' if path.is_dir() else f'{path.stat().st_size/2**20:.1f} MB'
 
-def tell_inputs(study, left):
-    "Each command with its files, and what it takes: for a dry run of what this machine may not be able to do."
-    for name in left:
-        job = study.jobs[name]
-        print(f'\n{name}\n  python tools/run_notebook.py {job.notebook} {job.executed} ...')
+def tell(study, names):
+    "Each command with its parameters and files, and what it takes."
+    made = {file for job in study.jobs.values() for file in job.outputs}
+    for job in (study.jobs[n] for n in names):
+        print(f'\n{job.name}\n  python tools/run_notebook.py {job.notebook} {job.executed} ...')
         for key, value in job.parameters.items(): print(f'    {key} = {value}')
-        for file in inputs(study, job): print(f'  reads   {file} ({size(file)})')
+        for file in inputs(study, job): print(f'  reads   {file} ({size(file, made)})')
         for file in job.outputs: print(f'  writes  {file}')
-        if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors ({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
+        if job.kind == 'train':
+            r = study.models[job.parameters['model']]['built']
+            print(f'  takes   {r.iterations} iterations of {r.batch} images up to {max(r.short_edges)} x {r.max_size} pixels, {r.epochs:g} passes over {r.images} images')
+        if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors')
 
 class Progress(threading.Thread):
     "Tells each time a job is done how many are left, and for how long."
@@ -94,15 +102,15 @@ def show(study, target):
 
 def main(profile, target, cores, dry, options):
     study = read_study(profile, ROOT/'profiles')
+    if absent := missing(study):
+        if dry: tell(study, study.jobs)
+        for file in absent: print(f'missing: {file}', file=sys.stderr)
+        raise MimdetError(f'profile {profile} needs {len(absent)} files that are not here: see above')
     call = target, cores, *options
     left = waiting(study, *call)
     if not left: return print(f'profile {profile}: nothing to be done')
-    absent = missing(study)
-    if dry: tell_inputs(study, left)
-    for file in absent: print(f'missing: {file}', file=sys.stderr)
-    if absent: raise MimdetError(f'profile {profile} needs {len(absent)} files that are not here: see above')
-    count = os.cpu_count() if cores == 'all' else int(cores)
-    seconds = plan(study, left, count)
+    if dry: tell(study, left)
+    seconds = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
     if dry: return
     progress = Progress(study, left, seconds)
     running = subprocess.Popen([*command(profile, *call), *QUIET], cwd=ROOT)
