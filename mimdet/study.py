@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEYS', 'FIGURES', 'FILES', 'TARGETS', 'OVERHEAD', 'AUTHORS', 'Job', 'check_section', 'check_keys', 'profiles',
            'read_models', 'Study', 'data_jobs', 'pretrain_jobs', 'train_jobs', 'evaluate_jobs', 'cost_jobs', 'subjects',
-           'figure_jobs', 'read_study', 'inputs', 'missing', 'targets', 'work', 'estimate', 'schedule', 'probe',
-           'gpu_hours', 'minutes']
+           'figure_jobs', 'read_study', 'inputs', 'missing', 'targets', 'usual_image', 'work', 'estimate', 'schedule',
+           'probe', 'gpu_hours', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -69,10 +69,10 @@ def profiles(
     "The names of all profiles."
     return sorted(p.stem for p in Path(folder).glob('*.yaml'))
 
-# %% ../nbs/23_study.ipynb #09-ebc99e20
+# %% ../nbs/23_study.ipynb #09-91271641
 def read_models(
     train:dict, # the profile's section `train`
-    images:int, # to train on
+    images,     # of an epoch; None: as the recipe says
     where:str,  # for messages
 )->dict:
     "{name: recipe, changes, overrides, pretrain, initialisation, seeds, gpus, and `built`, the changed recipe}. Raises `MimdetError`."
@@ -84,7 +84,7 @@ def read_models(
         model['initialisation'] = own.get('initialisation', 'mae' if model['pretrain'] else 'random')
         if model['initialisation'] == 'random': model['pretrain'] = None
         if 'recipe' not in model: raise MimdetError(f'{where}: train.models.{key} names no recipe')
-        found[key] = model | dict(built=recipe(model['recipe'], images=images, **model['changes']))
+        found[key] = model | dict(built=recipe(model['recipe'], **(dict(images=images) if images else {}), **model['changes']))
     return found
 
 class Study:
@@ -97,8 +97,7 @@ class Study:
         self.runs, self.records, self.figures = f'runs/{profile}', f'results/runs/{profile}', f'figures/{profile}'
         check_keys(self.plain, f'profile {profile}')
         self.coco = self.plain['data'].get('coco', False)
-        self.images = self.plain['data'].get('train', 118_287) # COCO's train2017
-        self.models = read_models(self.plain['train'], self.images, f'profile {profile}')
+        self.models = read_models(self.plain['train'], self.plain['data'].get('train'), f'profile {profile}')
         self._check_names()
 
     def _check_names(self):
@@ -131,7 +130,7 @@ class Study:
         runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
-# %% ../nbs/23_study.ipynb #11-def1f773
+# %% ../nbs/23_study.ipynb #11-e6ea9ba3
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
     return Job(name, kind, f'nbs/experiments/{kind}.ipynb', dict(profile=study.profile, name=name, record=record, threads=threads, **parameters),
@@ -157,7 +156,7 @@ def train_jobs(study):
         for seed in model['seeds']:
             name = f'train_{key}_seed{seed}'
             yield _run(study, 'train', name, ['data', f'pretrain_{start}'] if start and not elsewhere else ['data'], [f'{study.runs}/{name}/model_final.pth'],
-                [elsewhere] if elsewhere else [], model['gpus'], model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name, gpus=max(1, model['gpus']),
+                [elsewhere] if elsewhere else [], model['gpus'], model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name, count_images=not study.coco, gpus=max(1, model['gpus']),
                 mae=study.mae(start) if start else '', output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')})
 
 def evaluate_jobs(study):
@@ -227,8 +226,13 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-527ec977
+# %% ../nbs/23_study.ipynb #22-9e3d3901
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
+
+def usual_image(r, square=False):
+    "Height and width of a test image: a square, or three by four as most photographs are."
+    side = r.square or r.test_short_edge
+    return (side, side) if square or r.square else (side, min(r.max_size, round(4/3*side)))
 
 def _settings(job):
     "How many passes over the validation images an evaluation makes."
@@ -249,9 +253,7 @@ def work(
         return 3*(parts['encoder'] + parts['decoder'])*settings['steps']*settings['batch']
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
-    height, width = (r.square, r.square) if r.square else (r.test_short_edge, min(r.max_size, round(4/3*r.test_short_edge)))
-    if study.plain['data'].get('options'): height = width = r.test_short_edge # Emoji-COCO's images are squares
-    once = flops(r, r.sample_ratio, height, width)['total']
+    once = flops(r, r.sample_ratio, *usual_image(r, square=not study.coco))['total']
     return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job)
 
 def estimate(
@@ -282,7 +284,7 @@ def schedule(
         free += threads
     return now
 
-# %% ../nbs/23_study.ipynb #25-14567be8
+# %% ../nbs/23_study.ipynb #25-4b4a58ab
 def probe(
     study:Study,
     device:str='auto', # cpu, cuda, ...
@@ -290,14 +292,14 @@ def probe(
     "How fast this machine is with the first model of a study, on as many threads as its jobs have."
     from mimdet.cost import in_fresh_process # torch takes seconds, and the Snakefile reads this module
     r, threads = next(iter(study.models.values()))['built'], study.plain['threads']
-    name, side = next(iter(study.models.values()))['recipe'], r.test_short_edge
-    once = flops(r, r.sample_ratio, side, side)['total']
-    common = dict(recipe=name, ratio=r.sample_ratio, height=side, width=side, device=device)
+    height, width = usual_image(r, square=not study.coco)
+    once = flops(r, r.sample_ratio, height, width)['total']
+    common = dict(recipe=next(iter(study.models.values()))['recipe'], ratio=r.sample_ratio, height=height, width=width, device=device)
     step = in_fresh_process('training_cost', threads.get('train', 1), batch=r.batch, steps=4, **common)
     image = in_fresh_process('forward_cost', threads.get('evaluate', 1), batch=r.batch, repeats=3, **common)
     return dict(train=3*once*r.batch/min(step['seconds']), forward=once*r.batch/min(image['seconds']))
 
-# %% ../nbs/23_study.ipynb #27-508969cf
+# %% ../nbs/23_study.ipynb #27-9b02b6d3
 AUTHORS = dict(recipe='mimdet_base_v1_sr0.25_3x_bs16', gpu_hours=8*54, source='hustvl/MIMDet README, v1.0.0')
 
 def gpu_hours(
@@ -306,7 +308,7 @@ def gpu_hours(
 )->float:
     "Hours of a job on a GPU such as the authors', whose kind they do not say."
     r = recipe(AUTHORS['recipe'])
-    theirs = 3*flops(r, r.sample_ratio, r.test_short_edge, r.max_size)['total']*r.batch*r.iterations
+    theirs = 3*flops(r, r.sample_ratio, *usual_image(r))['total']*r.batch*r.iterations
     return work(study, job)/theirs*AUTHORS['gpu_hours']
 
 def minutes(

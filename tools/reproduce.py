@@ -69,7 +69,7 @@ def tell(study, names):
         for file in job.outputs: print(f'  writes  {file}')
         if job.kind == 'train':
             r = study.models[job.parameters['model']]['built']
-            print(f'  takes   {r.iterations} iterations of {r.batch} images up to {max(r.short_edges)} x {r.max_size} pixels, {r.epochs:g} passes over {r.images} images')
+            print(f'  takes   {r.iterations} iterations of {r.batch} images up to {max(r.short_edges)} x {r.max_size} pixels, {r.epochs:g} passes over {r.images:,} images')
         if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors')
 
 class Progress(threading.Thread):
