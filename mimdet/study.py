@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEYS', 'FIGURES', 'FILES', 'TARGETS', 'OVERHEAD', 'AUTHORS', 'Job', 'check_section', 'check_keys', 'profiles',
            'read_models', 'Study', 'data_jobs', 'pretrain_jobs', 'train_jobs', 'evaluate_jobs', 'cost_jobs', 'subjects',
-           'figure_jobs', 'read_study', 'inputs', 'missing', 'targets', 'usual_image', 'work', 'estimate', 'schedule',
-           'probe', 'gpu_hours', 'minutes']
+           'figure_jobs', 'read_study', 'inputs', 'missing', 'targets', 'usual_image', 'one_pass', 'work', 'estimate',
+           'schedule', 'probe', 'gpu_hours', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -226,13 +226,17 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-9e3d3901
+# %% ../nbs/23_study.ipynb #22-db5c40f0
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
 
 def usual_image(r, square=False):
     "Height and width of a test image: a square, or three by four as most photographs are."
     side = r.square or r.test_short_edge
     return (side, side) if square or r.square else (side, min(r.max_size, round(4/3*side)))
+
+def one_pass(r, photographs:bool)->float:
+    "Multiply-adds for an image with as many regions as a training step takes, a quarter of them objects."
+    return flops(r, r.sample_ratio, *usual_image(r, square=not photographs), proposals=r.rois, detections=r.rois//4)['total']
 
 def _settings(job):
     "How many passes over the validation images an evaluation makes."
@@ -253,7 +257,7 @@ def work(
         return 3*(parts['encoder'] + parts['decoder'])*settings['steps']*settings['batch']
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
-    once = flops(r, r.sample_ratio, *usual_image(r, square=not study.coco))['total']
+    once = one_pass(r, study.coco)
     return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job)
 
 def estimate(
@@ -284,7 +288,7 @@ def schedule(
         free += threads
     return now
 
-# %% ../nbs/23_study.ipynb #25-4b4a58ab
+# %% ../nbs/23_study.ipynb #25-ca730139
 def probe(
     study:Study,
     device:str='auto', # cpu, cuda, ...
@@ -293,13 +297,13 @@ def probe(
     from mimdet.cost import in_fresh_process # torch takes seconds, and the Snakefile reads this module
     r, threads = next(iter(study.models.values()))['built'], study.plain['threads']
     height, width = usual_image(r, square=not study.coco)
-    once = flops(r, r.sample_ratio, height, width)['total']
+    once = one_pass(r, study.coco)
     common = dict(recipe=next(iter(study.models.values()))['recipe'], ratio=r.sample_ratio, height=height, width=width, device=device)
     step = in_fresh_process('training_cost', threads.get('train', 1), batch=r.batch, steps=4, **common)
     image = in_fresh_process('forward_cost', threads.get('evaluate', 1), batch=r.batch, repeats=3, **common)
     return dict(train=3*once*r.batch/min(step['seconds']), forward=once*r.batch/min(image['seconds']))
 
-# %% ../nbs/23_study.ipynb #27-9b02b6d3
+# %% ../nbs/23_study.ipynb #27-62ee0024
 AUTHORS = dict(recipe='mimdet_base_v1_sr0.25_3x_bs16', gpu_hours=8*54, source='hustvl/MIMDet README, v1.0.0')
 
 def gpu_hours(
@@ -308,7 +312,7 @@ def gpu_hours(
 )->float:
     "Hours of a job on a GPU such as the authors', whose kind they do not say."
     r = recipe(AUTHORS['recipe'])
-    theirs = 3*flops(r, r.sample_ratio, *usual_image(r))['total']*r.batch*r.iterations
+    theirs = 3*one_pass(r, True)*r.batch*r.iterations
     return work(study, job)/theirs*AUTHORS['gpu_hours']
 
 def minutes(
