@@ -282,7 +282,7 @@ def with_coco_names(
     cfg.data.classes, cfg.data.category_ids = coco['thing_classes'], list(coco['thing_dataset_id_to_contiguous_id'])
     return cfg
 
-# %% ../nbs/14_evaluate.ipynb #26-ab1b0894
+# %% ../nbs/14_evaluate.ipynb #26-45e44ca2
 def _model(run, weights, device):
     if not weights: return _from_run(run, device)
     cfg, model, report = load_published(run, weights, device)
@@ -325,8 +325,10 @@ def mimdet_evaluate(
 def format_rows(rows)->str:
     "Evaluation rows as an aligned table."
     columns = [(kind, m) for kind in ('bbox', 'segm') if kind in rows[0] for m in METRICS]
-    lines = ['ratio  c4       ' + ''.join(f'{"box" if k == "bbox" else "mask"} {m}'.rjust(10) for k, m in columns)]
-    for row in rows: lines.append(f'{row["ratio"]:<7g}{row["c4"]:<9}' + ''.join(('-' if row[k][m] is None else f'{row[k][m]:.1f}').rjust(10) for k, m in columns))
+    c4 = [row['c4'] + (f' x {k}' if (k := row.get('samples', 1)) > 1 else '') for row in rows]
+    width = 2 + max(map(len, c4))
+    lines = ['ratio  ' + 'c4'.ljust(width) + ''.join(f'{"box" if k == "bbox" else "mask"} {m}'.rjust(10) for k, m in columns)]
+    for row, source in zip(rows, c4): lines.append(f'{row["ratio"]:<7g}{source.ljust(width)}' + ''.join(('-' if row[k][m] is None else f'{row[k][m]:.1f}').rjust(10) for k, m in columns))
     return '\n'.join(lines)
 
 def check_classes(cfg, info):

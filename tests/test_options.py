@@ -10,13 +10,14 @@ from mimdet.data import TrainMapper, register, train_augmentation_of
 from mimdet.detector import build, evaluating
 from mimdet.recipes import RECIPES, config, leaves, override, recipe
 
-def base(emoji, *changes):
+def base(emoji, *changes, **fields):
     "The tiny recipe for three categories and trainings of a moment."
-    return override(config('mimdet_tiny_v1_sr0.5_3x', classes=3), [
+    return override(config('mimdet_tiny_v1_sr0.5_3x', classes=3, **fields), [
         f'data.train={spec(emoji["train"])}', f'data.val={spec(emoji["val"])}', 'data.workers=0', 'data.batch=2', 'schedule.iterations=2', 'schedule.warmup=0',
         'train.eval_period=0', 'train.log_period=1', 'model.amp=fp32', 'model.roi_heads.box_head.conv_dims=[48]', *changes])
 
-KEYS = [k for k in leaves(OmegaConf.to_container(config('mimdet_tiny_v1_sr0.5_3x'))) if not k.endswith('_target_') and k != 'train.recipe'] # the last is a label
+def keys(**fields): return [k for k in leaves(OmegaConf.to_container(config('mimdet_tiny_v1_sr0.5_3x', **fields))) if not k.endswith('_target_') and k != 'train.recipe'] # the last is a label
+KEYS = keys()
 OTHER = { # where doubling a number, or turning a switch, is not the thing to try
     'model.backbone.bottom_up.heads': 4, 'model.backbone.bottom_up.drop_path': 0.5, 'model.backbone.bottom_up.fill': 'stem',
     'model.backbone.bottom_up.norm_eps': 0.1, 'model.backbone.norm': 'FrozenBN', 'model.backbone.in_features': ['c2', 'c3'],
@@ -34,7 +35,7 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
     'optimizer.groups': 'benchmarking', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
     'schedule.kind': 'step', 'schedule.milestones': [1], 'schedule.warmup': 1, 'schedule.warmup_factor': 0.5, 'data.short_edges': [64], 'data.test_short_edge': 64,
     'data.max_size': 100, 'data.square': 64, 'data.jitter': [0.5, 0.6], 'data.workers': 1, 'train.seed': 1, 'train.accumulate': 2, 'train.ema': 0.5,
-    'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus',
+    'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus', 'mae_checkpoint.parts': 'encoder',
 }
 FIRST = { # what has to be set for an option to matter
     'schedule.milestones': ['schedule.kind=step'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],
@@ -47,9 +48,9 @@ def alternative(cfg, key):
     for part in key.split('.'): value = value[part]
     return OTHER[key] if key in OTHER else LISTS[type(value)](value)
 
-def changed(emoji, key):
+def changed(emoji, key, **fields):
     "Two configurations that differ in `key` alone."
-    before = base(emoji, *FIRST.get(key, []))
+    before = base(emoji, *FIRST.get(key, []), **fields)
     after = before.copy()
     OmegaConf.update(after, key, alternative(before, key))
     return before, after
@@ -74,7 +75,7 @@ def behaviour(cfg, samples):
     torch.manual_seed(0)
     model = build(cfg)
     runs = []
-    for block in model.backbone.bottom_up.encoder.blocks: block.register_forward_pre_hook(lambda *_: runs.append(1))
+    for block in getattr(model.backbone.bottom_up.encoder, 'blocks', []): block.register_forward_pre_hook(lambda *_: runs.append(1))
     with EventStorage(): losses = model.train()(samples)
     sum(losses.values()).backward()
     with evaluating(model): found = [x['instances'] for x in model([dict(s, height=100, width=300) for s in samples])]
@@ -84,6 +85,11 @@ def behaviour(cfg, samples):
 @pytest.mark.parametrize('key', [k for k in KEYS if k.startswith('model.')])
 def test_model(key, emoji, samples):
     before, after = changed(emoji, key)
+    assert behaviour(before, samples) != outcome(behaviour, after, samples)
+
+@pytest.mark.parametrize('backbone, key', [(b, k) for b in ('stem', 'patchify') for k in keys(backbone=b) if '.bottom_up.' in k])
+def test_backbone_of_the_ablations(backbone, key, emoji, samples):
+    before, after = changed(emoji, key, backbone=backbone)
     assert behaviour(before, samples) != outcome(behaviour, after, samples)
 
 # --- the training ---
@@ -122,7 +128,7 @@ ELSEWHERE = {'train.fp16_compression': 'tests/test_parallel.py', 'data.filter_em
 def test_training(key, emoji, files, tmp_path, monkeypatch):
     OTHER.update({'data.train': spec(emoji['val']), 'data.val': '', 'mae_checkpoint.path': str(files/'mae.pth'), 'train.init_checkpoint': str(files/'detector.pth'),
                   'train.output_dir': 'runs/elsewhere'})
-    FIRST['train.allow_partial'] = [f'train.init_checkpoint={files}/partial.pth']
+    FIRST.update({'train.allow_partial': [f'train.init_checkpoint={files}/partial.pth'], 'mae_checkpoint.parts': [f'mae_checkpoint.path={files}/mae.pth']})
     before, after = changed(emoji, key)
     assert (outcome if key == 'train.allow_partial' else call)(training, before, tmp_path/'before', monkeypatch) != outcome(training, after, tmp_path/'after', monkeypatch)
 

@@ -250,6 +250,70 @@ def test_timms_encoder_into_baseline(tmp_path):
     report = load_mae(narrow_model('benchmarking').backbone.bottom_up, write(weights, tmp_path/'model.safetensors'))
     assert not report.trouble and {'fc_norm.weight', 'cls_token', 'pos_embed'} <= set(report.dropped)
 
+@pytest.mark.parametrize('design', ['v1', 'v2', 'patchify'])
+def test_encoder_alone(design, tmp_path):
+    "From a full or an encoder-only file the same arrives: the encoder. The decoder stays as it was."
+    weights, arrived = small_mae(), []
+    for content in (weights, encoder_of(weights)):
+        backbone = ablation('patchify') if design == 'patchify' else narrow_model(design).backbone.bottom_up
+        fresh = {k: v.clone() for k, v in backbone.state_dict().items()}
+        report = load_mae(backbone, write(content, tmp_path/'mae.pth'), parts='encoder')
+        own = backbone.state_dict()
+        assert not report.trouble and all(k.startswith('encoder.') for k in report.loaded) and 'the encoder alone' in str(report)
+        assert all(torch.equal(own[k], fresh[k]) for k in own if k not in report.loaded)
+        assert torch.equal(own['encoder.blocks.3.mlp.fc1.weight'], weights['blocks.3.mlp.fc1.weight'])
+        arrived.append((report.loaded, report.new))
+    assert arrived[0] == arrived[1]
+    assert {k for k in own if k.startswith('decoder.')} <= set(report.new)
+
+def test_encoder_alone_of_another_run(meta_file):
+    assert 'a visualize MAE' in complaint(load_mae, meta_model('mimdet_base_v1_sr0.5_3x').backbone.bottom_up, meta_file(big_mae('base', 'visualize')), parts='encoder')
+
+def ablation(backbone, **changes):
+    "The backbone of an ablation, as narrow as the others here."
+    torch.manual_seed(1)
+    return narrow_ablation(backbone, **changes).backbone.bottom_up
+
+def narrow_ablation(backbone, **changes):
+    small = dict(dim=64, depth=4, heads=4, img_size=224, decoder_dim=32, decoder_heads=4, channels=16, mask_channels=16, box_fc=32)
+    return build(config('mimdet_base_v1_sr0.5_3x', backbone=backbone, **small | changes))
+
+@pytest.mark.parametrize('fill', ['mask_token', 'stem'])
+@pytest.mark.parametrize('depth', [0, 1, 4, 8])
+def test_mae_into_patchify(depth, fill, tmp_path):
+    "It keeps MAE's patches and the first blocks of its decoder; what makes the finer maps is new."
+    weights, backbone = small_mae(), ablation('patchify', decoder_depth=depth, fill=fill)
+    report = load_mae(backbone, write(weights, tmp_path/'mae.pth'))
+    gone = ['cls_token', 'decoder_pred', *(f'decoder_blocks.{n}.' for n in range(depth, 8)), *['mask_token']*(fill == 'stem')]
+    expected = {half(k) + k for k in weights if not k.startswith(tuple(gone))}
+    own = backbone.state_dict()
+    assert not report.trouble and set(report.loaded) == expected and set(report.new) == set(own) - expected
+    assert all('upsample' in k or 'conv_feat_proj' in k for k in report.new)
+    for k in expected: assert torch.equal(own[k], weights[k.removeprefix('encoder.').removeprefix('decoder.')])
+
+@pytest.mark.parametrize('depth', [0, 1, 2, 4])
+def test_shorter_decoders_take_the_first_blocks(depth, tmp_path):
+    weights, backbone = small_mae(), ablation('mimdet', decoder_depth=depth)
+    report = load_mae(backbone, write(weights, tmp_path/'mae.pth'))
+    taken = {int(k.split('.')[2]) for k in report.loaded if 'decoder_blocks' in k}
+    assert not report.trouble and taken == set(range(depth)) and len(backbone.decoder.decoder_blocks) == depth
+    for n in taken: assert torch.equal(backbone.decoder.decoder_blocks[n].attn.qkv.weight, weights[f'decoder_blocks.{n}.attn.qkv.weight'])
+
+def test_without_vit_takes_nothing(tmp_path):
+    for parts in ('all', 'encoder'):
+        for partial in (False, True):
+            message = complaint(load_mae, ablation('stem'), write(small_mae(), tmp_path/'mae.pth'), allow_partial=partial, parts=parts)
+            assert 'MIMDet without its ViT, 64 wide, which takes nothing from a masked autoencoder: leave out mae_checkpoint.path' in message
+
+@pytest.mark.parametrize('backbone', ['stem', 'patchify'])
+def test_ablations_have_their_own_files(backbone, tmp_path):
+    model, other = narrow_ablation(backbone), narrow_ablation('mimdet')
+    save_weights(dict(model=fill({k: tuple(v.shape) for k, v in model.state_dict().items()})), tmp_path/'given.pth')
+    report = load_detector(model, tmp_path/'given.pth')
+    assert not report.trouble and not report.new and describe(read_weights(tmp_path/'given.pth')).design == backbone
+    message = complaint(load_detector, other, tmp_path/'given.pth')
+    assert f'it holds {pretrained.DESIGNS[backbone]}' in message and 'no recipe here has that backbone' in message
+
 def test_baseline_keeps_its_positions(tmp_path):
     backbone = narrow_model('benchmarking').backbone.bottom_up
     before = backbone.pos_embed.clone()
