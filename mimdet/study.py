@@ -130,15 +130,16 @@ class Study:
         runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
-# %% ../nbs/23_study.ipynb #11-e6ea9ba3
+# %% ../nbs/23_study.ipynb #11-2d892685
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
-    return Job(name, kind, f'nbs/experiments/{kind}.ipynb', dict(profile=study.profile, name=name, record=record, threads=threads, **parameters),
+    cores = dict(workers=threads) if kind == 'data' else dict(threads=threads)
+    return Job(name, kind, f'nbs/experiments/{kind}.ipynb', dict(profile=study.profile, name=name, record=record, **cores, **parameters),
                tuple(needs), (*outputs, record), f'{study.runs}/{name}.ipynb', threads, on_gpus, tuple(map(str, files)))
 
 def data_jobs(study):
     "Drawing the data set, or looking at the one that lies there."
-    if study.coco: yield _run(study, 'data', 'data', files=[f for pair in study.dataset.values() for f in pair.split(':')], existing=study.dataset, dataset_name=study.dataset_name)
+    if study.coco: yield _run(study, 'data', 'data', files=[f for pair in study.dataset.values() for f in pair.split(':')], dataset=study.dataset, dataset_name=study.dataset_name)
     elif study.plain['data']: yield _run(study, 'data', 'data', **study.plain['data'], output=study.dataset)
 
 def pretrain_jobs(study):
