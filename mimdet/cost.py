@@ -6,12 +6,12 @@
 __all__ = ['image_size', 'synthetic_batch', 'memory_mb', 'clock', 'modules_of', 'by_part', 'forward_cost', 'training_cost',
            'in_fresh_process', 'compare', 'cost_settings']
 
-# %% ../nbs/20_cost.ipynb #02-63b2d5e5
+# %% ../nbs/20_cost.ipynb #02-e56453fb
 import json, os, signal, subprocess, sys, tempfile, time
 from itertools import repeat
 from pathlib import Path
 from statistics import median
-import torch
+import psutil, torch
 from torch import nn
 import mimdet.compat
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -51,7 +51,7 @@ def synthetic_batch(
         samples.append(dict(image=pixels, height=height, width=width, image_id=i, draw=i, file_name='', instances=found))
     return samples
 
-# %% ../nbs/20_cost.ipynb #08-590dbdf9
+# %% ../nbs/20_cost.ipynb #08-55f65d71
 def memory_mb(
     device:str='cpu', # a torch device
 )->dict:
@@ -59,9 +59,7 @@ def memory_mb(
     if device.startswith('cuda'):
         count = dict(now=torch.cuda.memory_allocated, peak=torch.cuda.max_memory_allocated, reserved=torch.cuda.max_memory_reserved)
         return {k: f(device) // 2**20 for k, f in count.items()}
-    try: status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
-    except OSError: return dict(now=peak_memory_mb(), peak=peak_memory_mb()) # not Linux
-    return dict(now=int(status['VmRSS'].split()[0]) // 1024, peak=int(status['VmHWM'].split()[0]) // 1024)
+    return dict(now=psutil.Process().memory_info().rss // 2**20, peak=peak_memory_mb())
 
 def clock(device:str)->float:
     "Seconds, once everything that was asked of the device is done."

@@ -6,8 +6,7 @@
 __all__ = ['NORM', 'BATCH_NORM', 'BACKBONES', 'PARTS', 'conv', 'double', 'stem', 'blocks', 'level_sizes', 'flops', 'count',
            'known', 'agreement']
 
-# %% ../nbs/21_flops.ipynb #02-8d50ca2b
-from unittest.mock import patch
+# %% ../nbs/21_flops.ipynb #02-da0d9781
 from .core import MimdetError
 from .recipes import Recipe, parameter_count, recipe as recipe_named, to_config
 
@@ -123,7 +122,7 @@ def flops(
         boxes=(r.proposals[1] if proposals is None else proposals)*_box(r), masks=detections*_mask(r))
     return parts | dict(total=sum(parts.values()))
 
-# %% ../nbs/21_flops.ipynb #24-3914b34f
+# %% ../nbs/21_flops.ipynb #24-aa1ea1d4
 def count(
     model,         # a `Detector`
     samples:list,  # one image, as for inference
@@ -140,7 +139,7 @@ def count(
     traced.model, traced.forward = model, forward
     counted = FlopCountAnalysis(traced, tuple(s['image'] for s in samples)).set_op_handle('aten::scaled_dot_product_attention', _attention)
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-    with evaluating(model), patch.object(torch.Tensor, '__round__', lambda t: round(t.item()), create=True): found = counted.by_module()
+    with evaluating(model): found = counted.by_module()
     return by_part({group: sum(found[f'model.{name}'.rstrip('.')] for name in names) for group, names in modules_of(model).items()})
 
 def _attention(inputs, outputs):
