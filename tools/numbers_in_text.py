@@ -4,9 +4,12 @@ A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, .
 in a file of figures/), from results/paper (a published one), or from results/numbers.yaml, which names for each of the others the record and its field, or says why
 it needs none: a setting of the method, a limit, arithmetic shown beside it."""
 import json, re, sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 import nbformat, yaml
 from mimdet.core import read_record
+from mimdet.results import load, took
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = r'(?:%|AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|s\b|hours?\b|days?\b|[KMG]i?B\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b)'
@@ -31,9 +34,11 @@ def table_lines():
 
 def value(entry):
     "The number that an entry of results/numbers.yaml stands for, as it must be written."
-    found = read_record(ROOT/'results'/'runs'/f'{entry["record"]}.json')
-    for key in entry['field']: found = found[key]
-    return entry.get('format', '{}').format(found*entry.get('times', 1))
+    if 'took' in entry: found = took(load(entry['took'], ROOT/'results'/'runs'))[entry['key']]
+    else: found = reduce(getitem, entry['field'], read_record(ROOT/'results'/'runs'/f'{entry["record"]}.json'))*entry.get('times', 1)
+    return entry.get('format', '{}').format(found)
+
+def where(entry): return f'runs of profile {entry["took"]}' if 'took' in entry else f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
     "(file, line, number, where it comes from or None) of each number in the texts."
@@ -52,7 +57,7 @@ def _from_ledger(entries, line, number):
         for at in re.finditer(entry.get('pattern') or re.escape(entry['text']), line):
             if not at.start() <= number.start() < at.end(): continue
             if 'why' in entry: return entry['why']
-            if value(entry) == number[1]: return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
+            if value(entry) == number[1]: return where(entry)
     return None
 
 def check_numbers():
