@@ -6,7 +6,7 @@ import argparse, fcntl, os, re, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record
-from mimdet.study import AUTHORS, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
+from mimdet.study import AUTHORS, OVERHEAD, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -36,13 +36,14 @@ def took_before(study):
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
 def plan(study, left, cores):
-    "Tell what is ahead; returns the seconds it will take."
+    "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
     known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
     if any(study.jobs[n].gpus > 1 for n in left):
         hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
         print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.0f} GPU hours, if the GPUs are like those of the authors '
               f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
-        return sum(3600*h/max(1, study.jobs[n].gpus) for n, h in hours.items())
+        seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
+        return seconds, sum(seconds.values())
     rates = probe(study) if {*heavy} - {*known} else dict(train=1, forward=1)
     seconds = estimate(study, left, rates, known)
     wall = schedule(study, seconds, cores)
@@ -51,7 +52,7 @@ def plan(study, left, cores):
     for kind in dict.fromkeys(study.jobs[n].kind for n in left):
         ours = [n for n in left if study.jobs[n].kind == kind]
         print(f'  {kind:10}{len(ours):4} jobs, {span(sum(seconds[n] for n in ours))} one after the other', flush=True)
-    return wall
+    return seconds, wall
 
 def size(path, made):
     "How large a file is, or who makes it."
@@ -73,19 +74,21 @@ def tell(study, names):
         if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors')
 
 class Progress(threading.Thread):
-    "Tells each time a job is done how many are left, and for how long."
-    def __init__(self, study, left, seconds):
+    "Tells each time a job is done how many are left, and for how long at the pace so far."
+    def __init__(self, study, seconds):
         super().__init__(daemon=True)
-        self.study, self.left, self.seconds, self.started, self.over = study, left, seconds, time.time(), threading.Event()
+        self.study, self.seconds, self.started, self.over = study, seconds, time.time(), threading.Event()
 
-    def done(self): return [n for n in self.left if (f := ROOT/self.study.jobs[n].executed).exists() and f.stat().st_mtime >= self.started]
+    def done(self): return [n for n in self.seconds if (f := ROOT/self.study.jobs[n].executed).exists() and f.stat().st_mtime >= self.started]
 
     def run(self):
-        told = 0
+        told = []
         while not self.over.wait(2):
-            if (done := len(self.done())) == told: continue
+            if len(done := self.done()) == len(told): continue
             told, gone = done, time.time() - self.started
-            print(f'[{done} of {len(self.left)} jobs done, {span(gone)} gone, about {span(max(0, self.seconds - gone))} to go]', flush=True)
+            finished = sum(self.seconds[n] for n in done)
+            to_go = gone*(sum(self.seconds.values()) - finished)/finished
+            print(f'[{len(done)} of {len(self.seconds)} jobs done, {span(gone)} gone, about {span(to_go)} to go]', flush=True)
 
 def failures(study, left, since):
     "Where the logs of the runs that failed are."
@@ -110,9 +113,9 @@ def main(profile, target, cores, dry, options):
     left = waiting(study, *call)
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
-    seconds = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
+    seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
     if dry: return
-    progress = Progress(study, left, seconds)
+    progress = Progress(study, seconds)
     running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT)
     progress.start()
     try: code = running.wait()
@@ -120,7 +123,7 @@ def main(profile, target, cores, dry, options):
         running.wait()
         sys.exit('interrupted: call again to go on')
     progress.over.set()
-    print(f'{len(progress.done())} of {len(left)} jobs done in {span(time.time() - progress.started)} (estimated: {span(seconds)})')
+    print(f'{len(progress.done())} of {len(left)} jobs done in {span(time.time() - progress.started)} (estimated: {span(wall)})')
     for name, log in failures(study, left, progress.started).items(): print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
     if code: sys.exit(f'not all of profile {profile} was made: mend what failed and call again, what is done stays done')
     show(study, target)
