@@ -130,7 +130,7 @@ class Study:
         runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
-# %% ../nbs/23_study.ipynb #11-2d892685
+# %% ../nbs/23_study.ipynb #11-3baf9cda
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
     cores = dict(workers=threads) if kind == 'data' else dict(threads=threads)
@@ -166,7 +166,7 @@ def evaluate_jobs(study):
     for key, model in study.models.items():
         for seed in model['seeds']:
             train, name = f'train_{key}_seed{seed}', f'evaluate_{key}_seed{seed}'
-            yield _run(study, 'evaluate', name, ['data', train], on_gpus=min(1, model['gpus']), train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}',
+            yield _run(study, 'evaluate', name, ['data', train], on_gpus=min(1, model['gpus']), train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']) if model['pretrain'] else '',
                        dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/{name}', **common | own.get(key, {}))
 
 def cost_jobs(study):
