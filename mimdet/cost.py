@@ -6,12 +6,12 @@
 __all__ = ['image_size', 'synthetic_batch', 'memory_mb', 'clock', 'modules_of', 'by_part', 'forward_cost', 'training_cost',
            'in_fresh_process', 'compare', 'cost_settings']
 
-# %% ../nbs/20_cost.ipynb #02-63b2d5e5
+# %% ../nbs/20_cost.ipynb #02-e56453fb
 import json, os, signal, subprocess, sys, tempfile, time
 from itertools import repeat
 from pathlib import Path
 from statistics import median
-import torch
+import psutil, torch
 from torch import nn
 import mimdet.compat
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -23,10 +23,14 @@ from .evaluate import ratio_of, sampling
 from .recipes import Recipe, recipe as recipe_named, to_config
 from .train import optimizer_for
 
-# %% ../nbs/20_cost.ipynb #05-0d0b80a2
-def image_size(r:Recipe)->tuple: # height and width in pixels
-    "The largest image that a recipe trains on, or its square."
-    return (r.square, r.square) if r.square else (max(r.short_edges), r.max_size)
+# %% ../nbs/20_cost.ipynb #05-a2eb78ae
+def image_size(
+    r:Recipe,
+    height:int=0, # asked for, in pixels; 0: none in particular
+    width:int=0,  # likewise
+)->tuple:         # height and width in pixels
+    "The size asked for, else the largest image that a recipe trains on; a recipe for squares takes its square."
+    return (r.square, r.square) if r.square else (height or max(r.short_edges), width or r.max_size)
 
 def synthetic_batch(
     count:int,     # images
@@ -47,7 +51,7 @@ def synthetic_batch(
         samples.append(dict(image=pixels, height=height, width=width, image_id=i, draw=i, file_name='', instances=found))
     return samples
 
-# %% ../nbs/20_cost.ipynb #08-590dbdf9
+# %% ../nbs/20_cost.ipynb #08-55f65d71
 def memory_mb(
     device:str='cpu', # a torch device
 )->dict:
@@ -55,9 +59,7 @@ def memory_mb(
     if device.startswith('cuda'):
         count = dict(now=torch.cuda.memory_allocated, peak=torch.cuda.max_memory_allocated, reserved=torch.cuda.max_memory_reserved)
         return {k: f(device) // 2**20 for k, f in count.items()}
-    try: status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
-    except OSError: return dict(now=peak_memory_mb(), peak=peak_memory_mb()) # not Linux
-    return dict(now=int(status['VmRSS'].split()[0]) // 1024, peak=int(status['VmHWM'].split()[0]) // 1024)
+    return dict(now=psutil.Process().memory_info().rss // 2**20, peak=peak_memory_mb())
 
 def clock(device:str)->float:
     "Seconds, once everything that was asked of the device is done."
@@ -86,7 +88,7 @@ def by_part(
                  proposals=g['proposals'], boxes=g['heads'] - g['masks'])
     return parts | dict(masks=g['total'] - sum(parts.values()), total=g['total'])
 
-# %% ../nbs/20_cost.ipynb #14-e06d420c
+# %% ../nbs/20_cost.ipynb #14-f84d9b93
 def forward_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
@@ -98,7 +100,7 @@ def forward_cost(
 )->dict:
     "Seconds of each pass, tokens, parameters and memory of one detector in inference; weights are random. For memory on a CPU call it `in_fresh_process`."
     r, device = recipe_named(recipe), pick_device(device)
-    (height, width), memory = _size(r, height, width), dict(before=memory_mb(device)['now'])
+    (height, width), memory = image_size(r, height, width), dict(before=memory_mb(device)['now'])
     torch.manual_seed(0)
     model = build(to_config(r)).to(device)
     memory['model'] = memory_mb(device)['now']
@@ -112,10 +114,6 @@ def forward_cost(
         row |= dict(ratio=ratio_of(model), tokens=seen['tokens'], detections=len(found[-1][0]['instances']))
     parts = [by_part({group: spent[i] if spent else 0. for group, spent in passes.items()}) for i in range(repeats)]
     return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds={k: [p[k] for p in parts] for k in parts[0]}, precision='fp32', memory_mb=memory | _peak(device))
-
-def _size(r, height, width):
-    own = image_size(r)
-    return own if r.square else (height or own[0], width or own[1])
 
 def _facts(model, samples, device):
     height, width = samples[0]['image'].shape[1:]
@@ -148,7 +146,7 @@ def _timed(work, device):
 
 def _peak(device): return {k: v for k, v in memory_mb(device).items() if k != 'now'}
 
-# %% ../nbs/20_cost.ipynb #17-98d0ede4
+# %% ../nbs/20_cost.ipynb #17-56e4970e
 def training_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
@@ -163,7 +161,7 @@ def training_cost(
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
-    (height, width), memory, cfg = _size(r, height, width), dict(before=memory_mb(device)['now']), to_config(r)
+    (height, width), memory, cfg = image_size(r, height, width), dict(before=memory_mb(device)['now']), to_config(r)
     cfg.model.amp = amp
     torch.manual_seed(0)
     model = build(cfg).to(device)

@@ -173,10 +173,10 @@ def cost_jobs(study):
     "The cost of the recipes that the profile names."
     if study.plain['cost']: yield _run(study, 'cost', 'cost', **study.plain['cost'])
 
-# %% ../nbs/23_study.ipynb #13-ea701e67
+# %% ../nbs/23_study.ipynb #13-151ab208
 FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
     'table_main': ('table', 'main'), 'table_ratio': ('table', 'ratio'), 'table_ablations': ('table', 'ablations'), 'table_cost': ('table', 'cost'),
-    'table_sampling': ('table', 'evaluate'), 'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'), 'ap_by_size': ('figure', 'ratio'),
+    'table_sampling': ('table', 'evaluate'), 'claims': ('table', 'ratio and ablations'), 'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'), 'ap_by_size': ('figure', 'ratio'),
     'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'main'), 'predictions': ('figure', 'examples'), 'what_it_sees': ('figure', 'examples'),
     'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'evaluate'), 'cost_over_ratio': ('figure', 'cost'),
 }
@@ -185,7 +185,7 @@ TARGETS = dict(table1=['table_main'], table2=['table_ratio'], table3=['table_abl
 
 def subjects(study, runs, about)->list:
     "The names of the runs whose records a table or figure is about."
-    if about == 'ratio and cost': return [name for part in ('ratio', 'cost') for name in subjects(study, runs, part)]
+    if ' and ' in about: return list(dict.fromkeys(name for part in about.split(' and ') for name in subjects(study, runs, part)))
     if about in KEYS['tables']:
         models = {row if isinstance(row, str) else row['model'] for row in study.rows(about)}
         return [job.name for job in runs.values() if job.parameters.get('model') in models]
@@ -195,9 +195,9 @@ def subjects(study, runs, about)->list:
 def figure_jobs(study, runs):
     "One for each table and figure that has something to be about."
     for name, (kind, about) in FIGURES.items():
-        needs, table = subjects(study, runs, about), about.split()[0]
+        needs, tables = subjects(study, runs, about), {part: study.rows(part) for part in about.split(' and ') if part in KEYS['tables']}
         if not needs: continue
-        rows = dict(rows=study.rows(table)) if table in KEYS['tables'] else {}
+        rows = dict(rows=tables if len(tables) > 1 else [*tables.values()][0]) if tables else {}
         yield Job(name, 'figure', f'nbs/figures/{name}.ipynb', dict(profile=study.profile, out=study.figures, **rows), tuple(needs),
                   tuple(f'{study.figures}/{name}.{ending}' for ending in FILES[kind]), f'{study.runs}/figures/{name}.ipynb')
 

@@ -7,7 +7,8 @@ __all__ = ['FILLS', 'sincos_positions', 'position_parameter', 'resize_positions'
            'Encoder', 'Decoder', 'patchify', 'unpatchify', 'patch_embedding', 'Reconstruction', 'MaskedAutoencoder',
            'normalised_patches', 'mae_names']
 
-# %% ../nbs/03_vit.ipynb #02-1a3b671f
+# %% ../nbs/03_vit.ipynb #02-0d065e6d
+import math
 from functools import partial
 from typing import NamedTuple
 import torch
@@ -31,7 +32,7 @@ def sincos_positions(
     angles = [index.flatten()[:, None]*frequency for index in (column, row)]
     return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
 
-# %% ../nbs/03_vit.ipynb #08-c8c9942e
+# %% ../nbs/03_vit.ipynb #08-d793a6f8
 def position_parameter(dim, img_size):
     "Frozen (1, 1 + grid*grid, dim) position embeddings; the first is the class token's, zero."
     if img_size % STRIDE: raise MimdetError(f'{img_size=} is not a multiple of {STRIDE}')
@@ -44,7 +45,7 @@ def resize_positions(
     columns:int, # wanted
 ):               # (1, rows*columns, C), without the class slot
     "Position embeddings for another token grid: the only resizer, in the network and when weights are loaded."
-    side = round((positions.shape[1] - 1)**0.5)
+    side = math.isqrt(positions.shape[1] - 1)
     grid = positions[:, 1:]
     if (rows, columns) == (side, side): return grid
     grid = rearrange(grid.float(), '1 (h w) c -> 1 c h w', h=side)

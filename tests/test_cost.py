@@ -1,8 +1,9 @@
 """What a sample ratio costs: measured rows are sensible, settings come in turn, and the table shows records and nothing else."""
-import json, signal, subprocess
+import csv, json, signal, subprocess
 import numpy as np, papermill, pytest, torch
 from mimdet import cost
-from mimdet.core import MimdetError, read_json, read_record, write_json
+from mimdet.core import MimdetError, fingerprint, read_record, write_json
+from mimdet.flops import PARTS, flops, known
 from mimdet.recipes import parameter_count
 from conftest import ROOT
 from synthetic import record
@@ -22,6 +23,9 @@ def test_inference(recipe):
         assert row['parameters'] == parameter_count(recipe) and row['detections'] > 10
         assert (row['height'], row['width'], row['batch'], row['device'], row['threads']) == (64, 96, 2, 'cpu', torch.get_num_threads())
         assert len(row['seconds']) == len(row['backbone_seconds']) == 2 and all(0 < b < s for b, s in zip(row['backbone_seconds'], row['seconds']))
+        parts, total = {k: v for k, v in row['part_seconds'].items() if k != 'total'}, row['part_seconds']['total']
+        assert list(parts) == list(PARTS) and all(t > 0 for times in parts.values() for t in times)
+        assert np.allclose(np.sum(list(parts.values()), 0), total) and all(t <= s for t, s in zip(total, row['seconds']))
         assert 0 < row['memory_mb']['before'] and row['memory_mb']['model'] <= row['memory_mb']['peak']
 
 def test_ratio_of_the_recipe():
@@ -41,6 +45,11 @@ def test_checkpointing_keeps_the_losses(recipe):
 def test_baseline():
     row = cost.training_cost(BASELINE, device='cpu', batch=1, steps=1, height=64, width=96, warmup=0)
     assert (row['height'], row['width'], row['tokens'], row['ratio'], row['checkpointing']) == (128, 128, 64, 1., False)
+    assert cost.forward_cost(BASELINE, device='cpu', repeats=1)['part_seconds']['decoder'] == [0.] # it has none
+
+def test_the_same_detector_each_time():
+    "What is found, and so how much there is to do, depends on the weights."
+    assert len({cost.forward_cost(TINY, 1., 64, 64, 'cpu', 1)['detections'] for _ in range(2)}) == 1
 
 @pytest.mark.parametrize('arguments, message', [(('mimdet_tiny_v1',), 'unknown recipe'), ((TINY, 0.), 'outside'), ((BASELINE, .5), 'has no sample ratio'), ((TINY, .5, 64, 64, 'abacus'), 'not available')])
 def test_complaints(arguments, message):
@@ -78,55 +87,114 @@ def test_settings_come_in_turn(monkeypatch):
     def measure(name, threads, ratio):
         calls.append(ratio)
         if ratio == 1: return dict(error='out of memory')
-        return dict(batch=2, seconds=[float(len(calls))], memory_mb=dict(peak=10 - len(calls)))
+        return dict(batch=2, seconds=[float(len(calls))], part_seconds=dict(stem=[float(len(calls))]), memory_mb=dict(peak=10 - len(calls)))
     monkeypatch.setattr(cost, 'in_fresh_process', measure)
     rows = cost.compare('forward_cost', [dict(ratio=r) for r in (.25, .5, 1)], rounds=3)
     assert calls == [.25, .5, 1, .25, .5, .25, .5] # what did not fit is not tried again
     assert rows[0]['seconds'] == [1., 4., 6.] and rows[0]['images_per_second'] == dict(median=.5, low=.3333, high=2.) and rows[0]['memory_mb'] == dict(peak=9)
+    assert rows[0]['part_seconds'] == dict(stem=[1., 4., 6.])
     assert rows[2] == dict(ratio=1, error='out of memory')
 
 # --- notebooks ---
 
+CONTRACT = {'recipe', 'size', 'backbone', 'mode', 'ratio', 'height', 'width', 'batch', 'tokens', 'parameters', 'flops', 'fvcore_flops'}
+
 def test_experiment(tmp_path):
-    notebook('experiments/cost.ipynb', mode='training', name='t', ratios=[.25], batch=dict(tiny=1), checkpointing=[True], height=64, width=64, record=str(tmp_path/'t.json'))
+    "Both modes, a recipe that is only counted, and fvcore for that one."
+    notebook('experiments/cost.ipynb', mode='both', name='t', ratios=[.25], batch=dict(tiny=1), checkpointing=[True], height=64, width=64,
+             analytic=[BASELINE, TINY2], analytic_ratios=[.5, 1.], fvcore=[BASELINE], record=str(tmp_path/'t.json'))
     made = read_record(tmp_path/'t.json')
-    row, = made['metrics']['rows']
-    assert (made['kind'], made['profile'], made['params']['mode'], made['hardware']['device']) == ('cost', 'cost', 'training', 'cpu')
-    assert (row['recipe'], row['ratio'], row['tokens'], row['checkpointing'], row['batch']) == (TINY, .25, 4, True, 1) and row['images_per_second']['median'] > 0
+    assert (made['kind'], made['profile'], made['params']['mode'], made['hardware']['device']) == ('cost', 'cost', 'both', 'cpu')
+    rows = made['metrics']['rows']
+    assert [(r['mode'], r['recipe'], r['ratio']) for r in rows] == [
+        ('forward', TINY, .25), ('training', TINY, .25), ('analytic', BASELINE, 1.), ('analytic', TINY2, .5), ('analytic', TINY2, 1.)]
+    assert all(CONTRACT <= row.keys() and row['parameters'] == parameter_count(row['recipe']) for row in rows)
+    for row in rows[:2]: assert (row['tokens'], row['batch'], row['height'], row['images_per_second']['median'] > 0, row['flops']) == (4, 1, 64, True, flops(TINY, .25, 64, 64))
+    assert rows[1]['checkpointing'] and rows[0]['part_seconds']['encoder'][0] > 0
+    assert [(r['height'], r['width'], r['tokens'], 'seconds' in r) for r in rows[2:]] == [(128, 128, 64, False), (128, 256, 64, False), (128, 256, 128, False)]
+    assert [r['fvcore_flops'] is None for r in rows] == [True, True, False, True, True]
+    assert rows[2]['fvcore_flops'] == pytest.approx(rows[2]['agreement']['formula']['total'], rel=.01)
 
 def made_up(mode, **hardware):
-    "Made-up numbers: two recipes, one of which has a ratio that does not fit."
+    "Made-up numbers: two recipes, one of which has a ratio that does not fit. As in records from before there were FLOPs in them."
     rows = []
     for recipe, speed in ((TINY, 4.), ('mimdet_large_v1_sr0.5_3x', 1.)):
         for ratio in (.25, .5, 1.):
             rate = lambda scale: dict(median=scale*speed/(1 + ratio), low=.9*scale*speed/(1 + ratio), high=1.1*scale*speed/(1 + ratio))
             rows.append(dict(recipe=recipe, ratio=ratio, height=800, width=1216, batch=2, tokens=int(3800*ratio), parameters=10**8, threads=2, seconds=[1.]*3, cpu_seconds=[1.8]*3, precision='fp32',
-                             checkpointing=True, images_per_second=rate(1), backbone_images_per_second=rate(2), memory_mb=dict(before=512, model=1024, peak=2048 + 1024*ratio, reserved=4096)))
-    rows[-1] = dict(recipe=rows[-1]['recipe'], ratio=1., batch=2, checkpointing=True, error='out of memory')
-    made = record('cost', mode, dict(mode=mode, rounds=3, repeats=1), dict(rows=rows), profile='cost', load=.25)
+                             images_per_second=rate(1), backbone_images_per_second=rate(2), memory_mb=dict(before=512, model=1024, peak=2048 + 1024*ratio, reserved=4096)))
+    rows[-1] = dict(recipe=rows[-1]['recipe'], ratio=1., batch=2, error='out of memory')
+    if mode == 'training': rows = [row | dict(checkpointing=True) for row in rows]
+    made = record('cost', mode, dict(mode=mode, rounds=3, repeats=1, seed=0), dict(rows=rows), profile='cost', load=.25)
     return made | dict(hardware=made['hardware'] | hardware)
 
-def test_table(tmp_path):
-    for mode, hardware in (('forward', {}), ('training', dict(gpu='Synthetic GPU'))): write_json(tmp_path/'records'/'cost'/f'{mode}.json', made_up(mode, **hardware))
+def complete(mode):
+    "The same with all that the experiment adds today, and a recipe that was only counted."
+    made = made_up(mode)
+    for row in made['metrics']['rows']:
+        parts = dict.fromkeys(PARTS, [.1]*3) | dict(encoder=[.4]*3, total=[1.]*3)
+        row |= dict(known(row['recipe'], row['ratio'], 800, 1216), mode=mode, fvcore_flops=None, agreement=None) | ({} if 'error' in row else dict(part_seconds=parts))
+    counted = known('mimdet_base_v1_sr0.5_3x', 1.)
+    made['metrics']['rows'].append(counted | dict(mode='analytic', batch=1, fvcore_flops=10**12, agreement=dict(proposals=9, detections=9, counted=dict(total=10**12), formula=dict(total=10**12))))
+    return made
+
+def write(folder, **records):
+    "As files, with the hashes of what they hold."
+    for name, made in records.items():
+        made = made | dict(name=name, git=dict(commit='0123456789'*4, dirty=False))
+        write_json(folder/'cost'/f'{name}.json', made | dict(sha256=fingerprint(made)))
+
+def table(tmp_path, **records):
+    "The lines of the table that is made of records, by recipe, ratio and image; and the whole page."
+    write(tmp_path/'records', **records)
     notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
-    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['cost.csv', 'cost.md', 'cost.png', 'cost.svg']
-    inference, training = (tmp_path/'out'/'cost.md').read_text().split('## Training')
-    assert 'Synthetic CPU, 2 cores' in inference and '1.80 of 2 cores' in inference and 'commit 0123456' in inference
-    assert '| 0.25 | 950 | 800 x 1216 | 2 | 3.2 (2.88 to 3.52) | 6.4 (5.76 to 7.04) | 0.9 | 2.2 | 0.5 | 100.0 |' in inference
-    assert 'Synthetic GPU' in training and '| yes | fp32 | 1.6 (1.44 to 1.76) | 3.2 (2.88 to 3.52) | 2.2 | 4.0 |' in training
-    assert 'Other work had' not in inference
-    assert all('out of memory' in part for part in (inference, training)) and 'not run' not in inference + training
-    lines = (tmp_path/'out'/'cost.csv').read_text().splitlines()
-    assert len(lines) == 13 and 'images_per_second_median' in lines[0]
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['table_cost.csv', 'table_cost.md', 'table_cost.tex']
+    with open(tmp_path/'out'/'table_cost.csv') as f: rows = list(csv.DictReader(f))
+    return {(row['recipe'], row['ratio'], row['image']): row for row in rows}, (tmp_path/'out'/'table_cost.md').read_text()
+
+def test_table(tmp_path):
+    "Inference and training of a setting stand in one line."
+    rows, page = table(tmp_path, forward=complete('forward'), training=complete('training'))
+    assert len(rows) == 7
+    row = rows[TINY, '0.25', '800 x 1216']
+    assert (row['tokens'], row['parameters (M)'], row['latency (ms an image)'], row['images/s'], row['peak memory (GiB)']) == (
+        '950', f'{parameter_count(TINY)/1e6:.1f}', '500', '3.2 (2.88 to 3.52)', '2.25')
+    assert (row['training images/s'], row['training batch'], row['checkpointing'], row["encoder's share of time"]) == ('3.2 (2.88 to 3.52)', '2', 'yes', '40.0%')
+    whole = flops(TINY, .25, 800, 1216)
+    assert (row['GFLOPs'], row["encoder's share of FLOPs"]) == (f"{whole['total']/1e9:.2f}", f"{whole['encoder']/whole['total']:.1%}")
+    full = rows['mimdet_large_v1_sr0.5_3x', '1', '800 x 1216']
+    assert full['images/s'] == full['training images/s'] == full["encoder's share of time"] == 'out of memory' and full['published FLOPs (T), by others'] == '2.6'
+    counted = rows['mimdet_base_v1_sr0.5_3x', '1', '800 x 1333']
+    assert (counted['fvcore / formula'], counted['published FLOPs (T), by others'], counted['images/s'], counted['hardware']) == ('1.0000', '1.1', 'not run', '-')
+    assert '1.80 of 2 cores' in page and 'commit 0123456' in page and 'Synthetic CPU' in page and 'Other work had' not in page and '| hardware |' not in page
+
+def test_table_of_older_records(tmp_path):
+    "Without FLOPs in them, and of two machines."
+    rows, page = table(tmp_path, forward=made_up('forward'), training=made_up('training', gpu='Synthetic GPU'))
+    row = rows[TINY, '0.25', '800 x 1216'] # the later one, of training
+    assert (row['hardware'], row['images/s'], row['training images/s']) == ('Synthetic GPU', 'not run', '3.2 (2.88 to 3.52)')
+    assert {row[k] for k in ('GFLOPs', "encoder's share of FLOPs", "encoder's share of time", 'fvcore / formula')} == {'not run'}
+    assert '| hardware |' in page and 'Synthetic GPU' in page and 'out of memory' in page
 
 def test_a_busy_machine_is_said(tmp_path):
     busy = made_up('forward')
     for row in busy['metrics']['rows'][:-1]: row['cpu_seconds'] = [1.]*3
-    for name, made in (('forward', made_up('forward')), ('later', busy | dict(name='later'))): write_json(tmp_path/'records'/'cost'/f'{name}.json', made)
-    notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
-    first, second = (tmp_path/'out'/'cost.md').read_text().split('run later')
-    assert 'Other work had' in second and 'Other work had' not in first and (tmp_path/'out'/'cost_later.svg').exists() # no run hides another
+    _, page = table(tmp_path, forward=made_up('forward'), later=busy)
+    first, second = page.split('later: ')
+    assert 'Other work had' in second and 'Other work had' not in first
 
-def test_table_without_records(tmp_path):
+def test_without_cost_records(tmp_path):
+    "Both notebooks say so."
+    write(tmp_path/'records', data=record('data', 'data', dict(seed=0), {}, profile='cost'))
     notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
-    assert (tmp_path/'out'/'cost.md').read_text().count('not run') == 2
+    assert (tmp_path/'out'/'table_cost.csv').read_text() == 'recipe\nnot run\n'
+    notebook('figures/cost_over_ratio.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'figure'))
+    assert (tmp_path/'figure'/'cost_over_ratio.svg').read_text().count('<!-- not run -->') == 8
+
+@pytest.mark.parametrize('made', [made_up, complete])
+def test_figure(tmp_path, made):
+    write(tmp_path/'records', **{mode: made(mode) for mode in ('forward', 'training')})
+    notebook('figures/cost_over_ratio.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['cost_over_ratio.png', 'cost_over_ratio.svg']
+    drawn = (tmp_path/'out'/'cost_over_ratio.svg').read_text()
+    assert (f'<!-- {TINY} -->' in drawn) and ('<!-- encoder -->' in drawn) == (made is complete)

@@ -13,8 +13,9 @@ LOCK = (ROOT/'requirements.lock').read_text()
 
 # A module imports from its own row or those above it, and never in a circle.
 LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
-          ['engine', 'pretrain', 'train', 'evaluate'], ['cost', 'ablations']]
-WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core'], study=['core', 'flops', 'recipes', 'cost']) # what they may import; neither torch, timm nor detectron2
+          ['engine', 'pretrain', 'train', 'evaluate'], ['cost', 'flops', 'ablations']]
+WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core'], # what they may import; neither torch, timm nor detectron2
+                     study=['core', 'flops', 'recipes', 'cost'])
 MODULES = sorted(p.stem for p in (ROOT/'mimdet').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
 def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)

@@ -49,7 +49,7 @@ def sources():
 
 def _from_ledger(entries, line, number):
     for entry in entries:
-        for at in re.finditer(re.escape(entry['text']), line):
+        for at in re.finditer(entry.get('pattern') or re.escape(entry['text']), line):
             if not at.start() <= number.start() < at.end(): continue
             if 'why' in entry: return entry['why']
             if value(entry) == number[1]: return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'

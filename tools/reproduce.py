@@ -113,7 +113,7 @@ def main(profile, target, cores, dry, options):
     seconds = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
     if dry: return
     progress = Progress(study, left, seconds)
-    running = subprocess.Popen([*command(profile, *call), *QUIET], cwd=ROOT)
+    running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT)
     progress.start()
     try: code = running.wait()
     except KeyboardInterrupt: # snakemake was told too: let it put its house in order
