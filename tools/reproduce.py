@@ -100,7 +100,7 @@ def show(study, target):
     folder = ROOT/study.figures
     names = targets(study).get(target, [target]) if target != 'all' else ['table_main', 'table_ratio']
     for table in (folder/f'{n}.md' for n in names if n.startswith('table')):
-        if table.exists(): print('\n' + table.read_text())
+        if table.exists(): print('\n' + table.read_text().partition('\n## ')[0])
     if folder.exists(): print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
 
 def main(profile, target, cores, dry, options):
