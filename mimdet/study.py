@@ -69,7 +69,7 @@ def profiles(
     "The names of all profiles."
     return sorted(p.stem for p in Path(folder).glob('*.yaml'))
 
-# %% ../nbs/23_study.ipynb #09-91271641
+# %% ../nbs/23_study.ipynb #09-6946a98e
 def read_models(
     train:dict, # the profile's section `train`
     images,     # of an epoch; None: as the recipe says
@@ -111,6 +111,9 @@ class Study:
     def rows(self, table): return self.plain['tables'].get(table) or []
 
     @property
+    def gpu(self): return min(1, max((model['gpus'] for model in self.models.values()), default=0)) # of a run that is no training
+
+    @property
     def dataset(self):
         "What the notebooks call `dataset`: a folder that this study makes, or COCO where it lies."
         if not self.coco: return f'{self.runs}/data'
@@ -130,7 +133,7 @@ class Study:
         runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
-# %% ../nbs/23_study.ipynb #11-3baf9cda
+# %% ../nbs/23_study.ipynb #11-9643892b
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
     cores = dict(workers=threads) if kind == 'data' else dict(threads=threads)
@@ -146,7 +149,7 @@ def pretrain_jobs(study):
     "One for each autoencoder that does not come from elsewhere."
     for key, section in study.plain['pretrain'].items():
         if section.get('file'): continue
-        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], [study.mae(key)], dataset=study.dataset, output=f'{study.runs}/pretrain_{key}',
+        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], [study.mae(key)], on_gpus=study.gpu, dataset=study.dataset, output=f'{study.runs}/pretrain_{key}',
                    settings=section['settings'], seed=section.get('seed', 0))
 
 def train_jobs(study):
@@ -166,12 +169,12 @@ def evaluate_jobs(study):
     for key, model in study.models.items():
         for seed in model['seeds']:
             train, name = f'train_{key}_seed{seed}', f'evaluate_{key}_seed{seed}'
-            yield _run(study, 'evaluate', name, ['data', train], on_gpus=min(1, model['gpus']), train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']) if model['pretrain'] else '',
+            yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu, train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']) if model['pretrain'] else '',
                        dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/{name}', **common | own.get(key, {}))
 
 def cost_jobs(study):
     "The cost of the recipes that the profile names."
-    if study.plain['cost']: yield _run(study, 'cost', 'cost', **study.plain['cost'])
+    if study.plain['cost']: yield _run(study, 'cost', 'cost', on_gpus=study.gpu, **study.plain['cost'])
 
 # %% ../nbs/23_study.ipynb #13-151ab208
 FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
