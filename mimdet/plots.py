@@ -54,15 +54,13 @@ def sign(fig, records, note:str=''):
     text = '\n'.join(t for t in (note, source_line(records)) if t)
     fig.supxlabel(text, x=.01, ha='left', fontsize=7, color=QUIET)
 
-# %% ../nbs/17_plots.ipynb #15-2bdce0e3
+# %% ../nbs/17_plots.ipynb #15-57a9f0a1
 DASHES = ('-', '--', '-.', ':')
 
 def captions_of(known)->dict:
-    "{model: what tells it from the other models}."
-    parts = {m.key: ('sees all tokens' if m.train_ratio is None else f'trained at {m.train_ratio:.0%}', m.design, m.start, m.size and f'size {m.size}') for m in known}
-    telling = [i for i in range(4) if i == 0 or len({p[i] for p in parts.values()}) > 1]
-    names = {key: ', '.join(p[i] for i in telling if p[i]) for key, p in parts.items()}
-    return {key: name if [*names.values()].count(name) == 1 else key for key, name in names.items()}
+    "{model: the ratio it was trained at if that tells it from the others, else its name}."
+    ratios = [m.train_ratio for m in known]
+    return {m.key: f'trained at {m.train_ratio:.0%}' if m.train_ratio and len({*ratios}) == len(ratios) else m.key for m in known}
 
 def looks(known)->dict:
     "{model: colour, linestyle, label}."
@@ -123,7 +121,7 @@ def _ratio_line(ax, m, found, task, look):
     own = line[:2, line[0] == m.ratio]
     ax.plot(*own, marker='o', markersize=11, markerfacecolor='none', markeredgecolor=look['color'], markeredgewidth=1.3, linestyle='none')
 
-# %% ../nbs/17_plots.ipynb #22-1d81e6af
+# %% ../nbs/17_plots.ipynb #22-cdb1c763
 COSTS = {'GFLOPs (multiply-adds) per image': lambda row: row['flops']['total']/1e9, 'measured milliseconds per image': lambda row: 1000*float(np.median(row['seconds']))/row['batch']}
 
 def ap_over_cost(records):
@@ -136,11 +134,12 @@ def ap_over_cost(records):
         axes[0].set_ylabel('box AP')
         legend(fig, axes[0])
         rows = [row for group in measured for row in group]
+        if not rows: axes[0].set(yticks=[])
         sizes = sorted({f'{r["height"]} x {r["width"]} pixels' for r in rows} | {r['machine'] for r in rows if 'seconds' in r})
         sign(fig, records, '\n'.join(t for t in (f'Each point: an inference ratio. {BANDS}', sizes and f'Cost: {", ".join(sizes)}.') if t))
     return fig
 
-# %% ../nbs/17_plots.ipynb #24-c65e3264
+# %% ../nbs/17_plots.ipynb #24-6d4e80cc
 def _cost_lines(ax, records, found, known, mode, pick):
     used, highest = [], {}
     for m in known:
@@ -152,7 +151,9 @@ def _cost_lines(ax, records, found, known, mode, pick):
         used += costs.values()
         for x, mean, _, ratio in both: highest[x, ratio] = max(mean, highest.get((x, ratio), 0))
     for (x, ratio), mean in highest.items(): ax.annotate(f'{ratio:.0%}', (x, mean), (0, 7), textcoords='offset points', ha='center', fontsize=8)
-    if not used: ax.text(.5, .5, 'not run: no cost record of this network', transform=ax.transAxes, ha='center', color=QUIET)
+    if not used:
+        ax.text(.5, .5, 'not run: no cost record of this network', transform=ax.transAxes, ha='center', color=QUIET)
+        ax.set(xticks=[])
     ax.margins(.1, .18)
     return used
 
@@ -188,13 +189,14 @@ def _size_lines(axes, m, found, ap, look):
     if moved: draw_curve(axes[1], *np.array(moved).T, **look)
     return True
 
-# %% ../nbs/17_plots.ipynb #30-d5bc2a0b
+# %% ../nbs/17_plots.ipynb #30-4e0bc8a4
 MARKS = 'osD^vP*X'
 
 def spread(records):
     "Box AP of every training and sampling seed, around the mean of its model and ratio."
     _, known = evaluated(records)
     done = measurements(records).query("c4 == 'decoder' and samples == 1").dropna(subset=['box AP'])
+    known = [m for m in known if m.key in {*done.model}] or known[:1]
     rows = -(-len(known)//3)
     with style():
         fig, axes = plt.subplots(rows, min(3, len(known)), figsize=(8.2, .9 + 2.7*rows), sharey=True, squeeze=False)
@@ -223,7 +225,7 @@ def _strips(ax, m, done, title):
     ax.set_xticks(range(len(ratios)), [f'{r:.0%}' for r in ratios])
     ax.set(xlim=(-.6, max(1, len(ratios)) - .4), xlabel='tokens seen at inference')
 
-# %% ../nbs/17_plots.ipynb #34-ce1b8bf4
+# %% ../nbs/17_plots.ipynb #34-1b3a4cc3
 FOUND = dict(always='in every sampling', sometimes='in some', never='in none')
 
 def sampling(records):
@@ -234,12 +236,14 @@ def sampling(records):
         fig, (shares, ensembles) = plt.subplots(1, 2, figsize=(8.2, 4.4))
         _agreement_bars(shares, records, known, names)
         _ensemble_points(ensembles, found, known, names)
+        fig.set_figheight(1.6 + .48*max(len(shares.get_yticks()), len(ensembles.get_yticks()), 3))
         shares.set(title='objects found', xlabel='share of the objects', xlim=(0, 1))
         shares.xaxis.set_major_formatter('{x:.0%}')
         ensembles.set(title='ensembles of samplings', xlabel='box AP')
         for ax in (shares, ensembles):
-            if ax.get_legend_handles_labels()[1]: ax.legend(loc='upper left', bbox_to_anchor=(-.35, -.16), ncols=3, columnspacing=1, handletextpad=.4)
-            else: ax.text(.5, .5, 'not run', transform=ax.transAxes, ha='center', color=QUIET)
+            if not ax.get_legend_handles_labels()[1]: ax.text(.5, .5, 'not run', transform=ax.transAxes, ha='center', color=QUIET)
+        handles = [h for ax in (shares, ensembles) for h in ax.get_legend_handles_labels()[0]]
+        if handles: fig.legend(handles=handles, loc='outside upper left', ncols=6, columnspacing=1, handletextpad=.4, handlelength=1.5)
         sign(fig, records, 'An object is found if a detection of its category with score ≥ 0.5 overlaps it by half. Bars on the right: standard deviation over trainings.')
     return fig
 
