@@ -15,7 +15,7 @@ LOCK = (ROOT/'requirements.lock').read_text()
 LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
           ['engine', 'pretrain', 'train', 'evaluate'], ['cost', 'flops', 'ablations']]
 WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core'], # what they may import; neither torch, timm nor detectron2
-                     study=['core', 'flops', 'recipes', 'cost'])
+                     study=['core', 'flops', 'recipes', 'cost'], claims=['core', 'results'])
 MODULES = sorted(p.stem for p in (ROOT/'mimdet').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
 def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)

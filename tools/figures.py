@@ -5,8 +5,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-import nbformat
 from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from mimdet.core import MimdetError, complaining
 from mimdet.study import read_study
@@ -22,7 +22,7 @@ def draw(notebook, parameters):
     "Run a figure's notebook in this process; a kernel of its own would take longer to start than all the drawing."
     shell = InteractiveShell.instance()
     shell.reset()
-    for cell in parameterize_notebook(nbformat.read(ROOT/notebook, 4), parameters).cells:
+    for cell in parameterize_notebook(load_notebook_node(str(ROOT/notebook)), parameters).cells:
         if cell.cell_type == 'code': shell.run_cell(cell.source, store_history=True, silent=False).raise_error()
 
 def draw_all(study, folder):
