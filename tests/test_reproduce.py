@@ -11,8 +11,7 @@ MODELS = ('v1_sr0.25_seed0', 'v1_sr0.25_seed1', 'v1_sr0.5_seed0', 'no_vit_seed0'
 
 def copy_project(folder):
     for name in ('nbs', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    shutil.copytree(ROOT/'results'/'paper', folder/'results'/'paper')
-    shutil.copy(ROOT/'results'/'numbers.yaml', folder/'results')
+    for name in ('results', 'figures'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
     for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
     return folder
 

@@ -1,13 +1,14 @@
 """Draw a profile's tables and figures from the records that are there, with no run at all: `python tools/figures.py demo [folder]`.
 
 For records that were made elsewhere: copy their files to results/runs/<profile>/ first."""
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import io, sys
+from contextlib import redirect_stdout
 from pathlib import Path
+import matplotlib
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from tqdm import tqdm
 from mimdet.core import MimdetError, complaining
 from mimdet.study import read_study
 
@@ -23,20 +24,16 @@ def draw(notebook, parameters):
     shell = InteractiveShell.instance()
     shell.reset()
     for cell in parameterize_notebook(load_notebook_node(str(ROOT/notebook)), parameters).cells:
-        if cell.cell_type == 'code': shell.run_cell(cell.source, store_history=True, silent=False).raise_error()
+        if cell.cell_type == 'code': shell.run_cell(cell.source, store_history=True).raise_error()
 
 def draw_all(study, folder):
     "Draw what can be drawn into `folder`; returns the jobs."
     jobs = drawable(study)
     if not jobs: raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
-    with ProcessPoolExecutor(2, get_context('spawn'), initializer=_quiet) as pool:
-        list(pool.map(draw, [j.notebook for j in jobs], [j.parameters | dict(out=str(folder), records=str(ROOT/'results'/'runs')) for j in jobs]))
-    return jobs
-
-def _quiet():
-    import matplotlib, os
     matplotlib.use('Agg')
-    sys.stdout = open(os.devnull, 'w')
+    for job in tqdm(jobs, desc=study.profile, disable=None):
+        with redirect_stdout(io.StringIO()): draw(job.notebook, job.parameters | dict(out=str(folder), records=str(ROOT/'results'/'runs')))
+    return jobs
 
 if __name__ == '__main__':
     with complaining('figures'):
