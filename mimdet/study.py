@@ -230,7 +230,7 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-db5c40f0
+# %% ../nbs/23_study.ipynb #22-72c3d84a
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
 
 def usual_image(r, square=False):
@@ -272,7 +272,13 @@ def estimate(
 )->dict:
     "{name: seconds} of jobs."
     rate = dict(pretrain=rates['train'], train=rates['train'], evaluate=rates['forward'])
-    return {name: known.get(name) or OVERHEAD + work(study, job)/rate.get(job.kind, 1) for name in names for job in [study.jobs[name]]}
+    return {name: known.get(name) or OVERHEAD*(1 + _measurements(job)) + work(study, job)/rate.get(job.kind, 1) for name in names for job in [study.jobs[name]]}
+
+def _measurements(job):
+    "How many fresh processes a cost run starts."
+    p = job.parameters
+    modes = 2 if p.get('mode') == 'both' else 1
+    return len(p['recipes'])*max(1, len(p['ratios']))*modes*p.get('rounds', 1) if job.kind == 'cost' and isinstance(p['recipes'], list) else 0
 
 def schedule(
     study:Study,

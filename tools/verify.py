@@ -5,7 +5,7 @@ and every number in README.md to a table, a record or a publication."""
 import subprocess, sys, tempfile
 from pathlib import Path
 from figures import ROOT, draw_all
-from mimdet.core import MimdetError, read_record
+from mimdet.core import MimdetError, complaining, read_record
 from mimdet.results import read_digest
 from mimdet.study import read_study
 from numbers_in_text import check_numbers
@@ -52,4 +52,5 @@ def main(*names):
     for line in complaints: print('FAIL ', line)
     sys.exit(f'{len(complaints)} complaints' if complaints else 0)
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    with complaining('verify'): main(*sys.argv[1:])
