@@ -1,7 +1,7 @@
 """The whole study at smoke size, in a copy of the project: killed it goes on, then it has nothing to do, then it redoes what a removed record asks for and no more;
 what fails is named and loses nothing else; what is shown and was not measured is found."""
 import contextlib, fcntl, json, os, shutil, signal, subprocess, sys, time
-import pytest, yaml
+import nbformat, pytest, yaml
 from conftest import ROOT, run_command
 from mimdet.core import read_json
 
@@ -29,8 +29,10 @@ def test_killed_and_resumed(project):
     records = project/'results'/'runs'/'smoke'
     running = subprocess.Popen([sys.executable, project/'tools'/'reproduce.py', 'smoke'], cwd=project, stdout=subprocess.DEVNULL, start_new_session=True)
     while not list(records.glob('evaluate_*.json')) and running.poll() is None: time.sleep(.2)
-    os.killpg(running.pid, signal.SIGKILL)
+    running.kill()
     running.wait()
+    assert 'already running' in reproduce(project).stderr # its work goes on
+    os.killpg(running.pid, signal.SIGKILL)
     finished = [p.stem for p in records.glob('*.json') if (project/'runs'/'smoke'/f'{p.stem}.ipynb').exists()]
     assert 'pretrain_tiny' in finished
     before = times(records, finished)
@@ -97,14 +99,31 @@ def test_verify_catches(project, fraud):
     with changed(project/file, change(project/file)): done = verify(project, 'smoke')
     assert done.returncode == 1 and told in done.stdout, done.stdout[-2000:] + done.stderr
 
-def test_stale_figure_is_caught(project):
-    "Drawn from other records: the digest in its metadata tells."
-    figure = project/'figures'/'smoke'/'spread.png'
-    before = figure.read_bytes()
-    shutil.copy(project/'figures'/'smoke'/'reconstructions.png', figure)
+@pytest.mark.parametrize('figure', sorted(FIGURES - {'reconstructions'}))
+def test_stale_figure_is_caught(stale, figure): assert f'figures/smoke/{figure}.png is stale: it was drawn from other records' in stale
+
+@pytest.fixture(scope='module')
+def stale(project):
+    "What verify says when all figures are replaced by one that was drawn from another record: the digest in its metadata tells."
+    shown = project/'figures'/'smoke'
+    before = {f: (shown/f'{f}.png').read_bytes() for f in FIGURES}
+    for f in FIGURES: (shown/f'{f}.png').write_bytes(before['reconstructions'])
     done = verify(project, 'smoke')
-    figure.write_bytes(before)
-    assert done.returncode == 1 and 'spread.png is stale: it was drawn from other records' in done.stdout
+    for f in FIGURES: (shown/f'{f}.png').write_bytes(before[f])
+    return done.stdout
+
+def test_verify_compares_records_with_the_profile(project):
+    profile = project/'profiles'/'smoke.yaml'
+    with changed(profile, profile.read_text().replace('{sample_ratio: 0.25}', '{sample_ratio: 0.3}')): done = verify(project, 'smoke')
+    assert done.returncode == 1 and 'train_v1_sr0.25_seed0.json is of another run than the profile smoke now describes: changes differs' in done.stdout
+
+def test_a_kernel_that_dies_is_named(project):
+    source = project/'nbs'/'dies.ipynb'
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1'), nbformat.v4.new_code_cell('import os; os._exit(9)')],
+                                            metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), source)
+    done = run_command('python', project/'tools'/'run_notebook.py', source, project/'runs'/'dies.ipynb', '{}', cwd=project)
+    source.unlink()
+    assert done.returncode == 1 and done.stderr.startswith('dies: error: DeadKernelError') and (project/'runs'/'dies.failed.ipynb').exists(), done.stderr
 
 def test_figures_from_records_alone(project):
     "Records made elsewhere: no run, no runs folder."

@@ -103,7 +103,7 @@ def show(study, target):
         if table.exists(): print('\n' + table.read_text().partition('\n## ')[0])
     if folder.exists(): print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
 
-def main(profile, target, cores, dry, options):
+def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
     if absent := missing(study):
         if dry: tell(study, study.jobs)
@@ -116,7 +116,7 @@ def main(profile, target, cores, dry, options):
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
     if dry: return
     progress = Progress(study, seconds)
-    running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT)
+    running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
     progress.start()
     try: code = running.wait()
     except KeyboardInterrupt: # snakemake was told too: let it put its house in order
@@ -140,4 +140,4 @@ if __name__ == '__main__':
         try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
         dry = bool(DRY & {*options})
-        main(args.profile, args.target, args.cores, dry, [o for o in options if o not in DRY])
+        main(args.profile, args.target, args.cores, dry, [o for o in options if o not in DRY], alone)

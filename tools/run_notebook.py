@@ -13,6 +13,10 @@ class Prefixed:
     def write(self, text): sys.stdout.writelines(f'[{self.name}] {line.strip()}\n' for line in text.splitlines() if line.strip())
     def flush(self): sys.stdout.flush()
 
+def fail(name, why, part, failed):
+    if part.exists(): part.replace(failed)
+    sys.exit(f'{name}: error: {why} (as far as it came: {failed})')
+
 def main(source, executed, parameters):
     parameters, executed = json.loads(parameters), Path(executed)
     name, started = executed.stem, time.time()
@@ -23,9 +27,8 @@ def main(source, executed, parameters):
     try: papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out,
                                           extra_arguments=['--log-level=50']) # or each kernel warns that others on this machine might listen
     except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
-    except PapermillExecutionError as e:
-        part.replace(failed)
-        sys.exit(f'{name}: error: {e.ename}: {" ".join(str(e.evalue).split())} (traceback: {failed})')
+    except PapermillExecutionError as e: fail(name, f'{e.ename}: {" ".join(str(e.evalue).split())}', part, failed)
+    except Exception as e: fail(name, f'{type(e).__name__}: {" ".join(str(e).split())}', part, failed) # a kernel that was killed, a full disk
     part.replace(executed)
     out.write(f'done in {time.time() - started:.0f} s')
 

@@ -20,25 +20,35 @@ def check_records(study):
         else:
             if (record['profile'], record['name']) != (study.profile, path.stem): yield f'{path} holds the record {record["profile"]}/{record["name"]}'
             if path.stem not in study.jobs: yield f'{path}: the profile {study.profile} has no such run'
+            elif other := differs(record, study.jobs[path.stem]): yield f'{path} is of another run than the profile {study.profile} now describes: {other} differs; run it again'
+
+def differs(record, job):
+    "The first parameter of a run that its record has with another value."
+    asked, had = job.parameters | job.parameters.get('settings', {}), record['params']
+    names = ['options', 'train', 'val', 'steps', 'batch', 'decoder_depth', 'model', 'recipe', 'changes', 'initialisation', 'seed', 'strategy', 'height', 'width', 'rounds', 'repeats']
+    if had.get('train_ratio'): names += ['ratios', 'seeds', 'ensembles', 'agreement_ratios'] # else nothing is sampled
+    return next((k for k in names if k in asked and k in had and asked[k] != had[k]), None)
 
 def check_figures(study):
     "Complaints about a profile's tables and figures."
     shown = {p.name: p for p in (ROOT/study.figures).glob('*')}
     with tempfile.TemporaryDirectory() as folder:
         try: draw_all(study, folder)
-        except MimdetError as e: made = {}
-        else: made = {p.name: p for p in Path(folder).glob('*')}
+        except MimdetError as e: return (yield f'{study.figures}: {e}')
+        made = {p.name: p for p in Path(folder).glob('*')}
         for name in sorted({*shown, *made}):
             where = f'{study.figures}/{name}'
             if name not in made: yield f'{where} has no record: nothing in {study.records} makes it'
             elif name not in shown: yield f'{where} is missing, although its records are there: make figures PROFILE={study.profile}'
-            elif made[name].suffix in TABLES and made[name].read_bytes() != shown[name].read_bytes(): yield f'{where} is stale: its records make another table'
-            elif read_digest(made[name]) != read_digest(shown[name]): yield f'{where} is stale: it was drawn from other records'
+            elif made[name].suffix in TABLES and made[name].read_bytes() != shown[name].read_bytes(): yield f'{where} is stale: its records make another table (make figures PROFILE={study.profile})'
+            elif made[name].suffix not in TABLES and read_digest(shown[name]) is None: yield f'{where} does not say which records it was drawn from'
+            elif read_digest(made[name]) != read_digest(shown[name]): yield f'{where} is stale: it was drawn from other records (make figures PROFILE={study.profile})'
 
 def committed():
     "The profiles of which git knows records or figures."
-    files = subprocess.run(['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures'], capture_output=True, text=True).stdout.split()
-    return sorted({Path(f).parent.name for f in files})
+    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures'], capture_output=True, text=True)
+    if listed.returncode: raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles to verify')
+    return sorted({Path(f).parent.name for f in listed.stdout.split()})
 
 def main(*names):
     complaints = []
