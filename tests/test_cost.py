@@ -147,7 +147,7 @@ def write(folder, **records):
 def table(tmp_path, **records):
     "The lines of the table that is made of records, by recipe, ratio and image; and the whole page."
     write(tmp_path/'records', **records)
-    notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
+    notebook('figures/table_cost.ipynb', profile='cost', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['table_cost.csv', 'table_cost.md', 'table_cost.tex']
     with open(tmp_path/'out'/'table_cost.csv') as f: rows = list(csv.DictReader(f))
     return {(row['recipe'], row['ratio'], row['image']): row for row in rows}, (tmp_path/'out'/'table_cost.md').read_text()
@@ -186,15 +186,15 @@ def test_a_busy_machine_is_said(tmp_path):
 def test_without_cost_records(tmp_path):
     "Both notebooks say so."
     write(tmp_path/'records', data=record('data', 'data', dict(seed=0), {}, profile='cost'))
-    notebook('figures/table_cost.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
+    notebook('figures/table_cost.ipynb', profile='cost', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
     assert (tmp_path/'out'/'table_cost.csv').read_text() == 'recipe\nnot run\n'
-    notebook('figures/cost_over_ratio.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'figure'))
+    notebook('figures/cost_over_ratio.ipynb', profile='cost', records=str(tmp_path/'records'), out=str(tmp_path/'figure'))
     assert (tmp_path/'figure'/'cost_over_ratio.svg').read_text().count('<!-- not run -->') == 8
 
 @pytest.mark.parametrize('made', [made_up, complete])
 def test_figure(tmp_path, made):
     write(tmp_path/'records', **{mode: made(mode) for mode in ('forward', 'training')})
-    notebook('figures/cost_over_ratio.ipynb', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
+    notebook('figures/cost_over_ratio.ipynb', profile='cost', records=str(tmp_path/'records'), out=str(tmp_path/'out'))
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['cost_over_ratio.png', 'cost_over_ratio.svg']
     drawn = (tmp_path/'out'/'cost_over_ratio.svg').read_text()
     assert (f'<!-- {TINY} -->' in drawn) and ('<!-- encoder -->' in drawn) == (made is complete)
