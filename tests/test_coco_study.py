@@ -44,7 +44,7 @@ def test_runs_on_a_folder_laid_out_as_coco(project, coco):
     kept = ['v1_sr0.5', 'mae_encoder', 'decoder1']
     profile['train'] = dict(common=profile['train']['common'] | tiny, models={k: profile['train']['models'][k] for k in kept})
     profile['pretrain'] = dict(base=dict(file='weights/mae_tiny_full.pth'))
-    profile['evaluate'] = dict(common=profile['evaluate']['common'] | dict(ratios=[.02, .5, 1.], seeds=[0]), models={'v1_sr0.5': dict(examples=2)})
+    profile['evaluate'] = dict(common=profile['evaluate']['common'] | dict(ratios=[.02, .25, .5, 1.], seeds=[0], ensembles=[]), models={'v1_sr0.5': dict(examples=2)})
     profile['tables'] = dict(main=[dict(published='mimdet_base_v1_sr0.5_3x', model='v1_sr0.5')], ratio=['v1_sr0.5'],
                              ablations=[row for row in profile['tables']['ablations'] if row['model'] in kept])
     profile |= dict(cost={}, threads={})
