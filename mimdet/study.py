@@ -37,12 +37,12 @@ class Job:
     @property
     def record(self): return self.parameters.get('record')
 
-# %% ../nbs/23_study.ipynb #07-57477c4d
+# %% ../nbs/23_study.ipynb #07-06452870
 KEYS = dict(
     data={'options', 'train', 'val', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
     model={'recipe', 'pretrain', 'initialisation', 'seeds', 'changes', 'overrides', 'gpus'},
     evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles', 'variance', 'agreement_ratios'},
-    pretrain={'seed', 'settings', 'file'}, tables={'main', 'ratio', 'ablations'},
+    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost'}, tables={'main', 'ratio', 'ablations'},
     study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'tables', 'threads'})
 
 def check_section(section, kind, where):
@@ -55,7 +55,7 @@ def check_keys(plain, where):
     "Check a whole profile, and put in the sections that it leaves out."
     check_section(plain, 'study', where)
     for part in KEYS['study']: plain[part] = plain.get(part) or {}
-    for part in ('data', 'train', 'evaluate', 'tables'): check_section(plain[part], part, f'{where}: {part}')
+    for part in ('data', 'train', 'evaluate', 'tables', 'threads'): check_section(plain[part], part, f'{where}: {part}')
     for key, section in plain['pretrain'].items(): check_section(section, 'pretrain', f'{where}: pretrain.{key}')
     for part, kind in (('train', 'model'), ('evaluate', 'evaluation')):
         for level in ('common', 'models'): plain[part][level] = plain[part].get(level) or {}
@@ -230,7 +230,7 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-72c3d84a
+# %% ../nbs/23_study.ipynb #22-41c93ff7
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
 
 def usual_image(r, square=False):
@@ -242,11 +242,12 @@ def one_pass(r, photographs:bool)->float:
     "Multiply-adds for an image with as many regions as a training step takes, a quarter of them objects."
     return flops(r, r.sample_ratio, *usual_image(r, square=not photographs), proposals=r.rois, detections=r.rois//4)['total']
 
-def _settings(job):
+def _settings(job, samples_tokens):
     "How many passes over the validation images an evaluation makes."
     p = job.parameters
+    if not samples_tokens: return 1
     repeats = lambda ratio: len(p['seeds']) if ratio < 1 else 1
-    return sum(map(repeats, p['ratios'])) + 1 + sum(e.get('samples', 1) for e in p.get('ensembles', []))
+    return sum(map(repeats, p['ratios'])) + 1 + len(p['seeds'])*sum(e.get('samples', 1) for e in p.get('ensembles', []))
 
 def work(
     study:Study,
@@ -256,13 +257,13 @@ def work(
     p = job.parameters
     if job.kind == 'pretrain':
         settings = p['settings']
-        r = recipe(f'mimdet_{settings["size"]}_v1_sr0.5_3x')
+        r = recipe(f'mimdet_{settings["size"]}_v1_sr0.5_3x', **{k: settings[k] for k in ('decoder_depth',) if k in settings})
         parts = flops(r, 1 - settings.get('mask_ratio', .75), r.img_size, r.img_size)
         return 3*(parts['encoder'] + parts['decoder'])*settings['steps']*settings['batch']
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
     once = one_pass(r, study.coco)
-    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job)
+    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job, r.backbone in ('mimdet', 'patchify'))
 
 def estimate(
     study:Study,
