@@ -152,7 +152,7 @@ def as_examples(pictures)->list:
     "The same as plain data for a record: base64 PNG."
     return [{name: png_text(array) for name, array in picture.items()} for picture in pictures]
 
-# %% ../nbs/13_pretrain.ipynb #15-85693a70
+# %% ../nbs/13_pretrain.ipynb #15-0006b8a4
 def load_autoencoder(
     path,            # a full MAE file under published names
     size:str='tiny', # tiny, small, base or large
@@ -174,8 +174,8 @@ def completed(
     "A picture as the autoencoder sees and completes it."
     images = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     count = pixels.shape[0]*pixels.shape[1]//STRIDE**2
-    noise = torch.ones(1, count).scatter(1, torch.tensor([kept]), 0.)
-    return painted(model, images, model.mae(model.normalise(images), noise, 1 - (len(kept) + .5)/count))[0]
+    noise = torch.ones(1, count).scatter(1, torch.tensor([[*kept]]), 0.)
+    return painted(model, images, model.mae(model.normalise(images), noise, 1 - min(1., (len(kept) + .5)/count)))[0]
 
 # %% ../nbs/13_pretrain.ipynb #17-a47984a2
 @command

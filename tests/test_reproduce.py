@@ -136,8 +136,8 @@ def test_figures_from_records_alone(project):
 
 def test_a_failing_run_is_named_and_loses_nothing(project):
     profile = yaml.safe_load((project/'profiles'/'smoke.yaml').read_text())
-    profile['train']['models'] = {'good': {}, 'bad': dict(overrides=['data.short_edges=[0]'])}
-    profile |= dict(tables={}, cost={}, evaluate=dict(common=dict(ratios=[1.], seeds=[0], stem_probe=False)))
+    profile['train']['models'] = {'good': {}, 'bad': dict(overrides=['data.short_edge=[64]'])}
+    profile |= dict(tables={}, cost={}, evaluate=dict(common=dict(ratios=[1.], seeds=[0], stem_probe=False, variance=False, agreement_ratios=[], ensembles=[])))
     (project/'profiles'/'broken.yaml').write_text(yaml.safe_dump(profile))
     done = reproduce(project, 'broken', '--target', 'evaluate')
     assert done.returncode == 1 and 'failed: train_bad_seed0, its log: runs/broken/train_bad_seed0.failed.ipynb' in done.stderr, done.stdout + done.stderr
