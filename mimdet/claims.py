@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATEMENTS', 'NOT_WORSE', 'judged', 'Claim', 'claims']
 
-# %% ../nbs/24_claims.ipynb #02-32fb1ece
+# %% ../nbs/24_claims.ipynb #02-46888352
 from typing import NamedTuple
 from .core import MimdetError
-from .results import Table, aps, change, difference, make_table, models, select, summary
+from .results import IN_USE_LOSS, PROBE_RATIO, Table, aps, change, difference, make_table, models, select, summary
 
 # %% ../nbs/24_claims.ipynb #05-61291d6a
 def judged(
@@ -25,7 +25,7 @@ def judged(
     if equal: return 'does not hold' if behind else 'holds'
     return 'holds' if ahead else 'the opposite holds' if behind and not least else 'does not hold' if behind or least else 'within the spread'
 
-# %% ../nbs/24_claims.ipynb #08-80fee38a
+# %% ../nbs/24_claims.ipynb #08-28863cb7
 class Claim(NamedTuple):
     "A statement, and the two numbers that it compares."
     claim:str      # what is said
@@ -35,26 +35,25 @@ class Claim(NamedTuple):
     verdict:str
 
 def _within(m, found, spread):
-    at = lambda ratio, ap='AP', **more: (aps(found, m.key, ratio, ap=ap, **more) or {}).get('box')
-    own, few, every = at(m.ratio), at(.02), at(1.)
+    at = lambda ratio, ap='AP': (aps(found, m.key, ratio, ap=ap) or {}).get('box')
+    own, few, every = at(m.ratio), at(PROBE_RATIO), at(1.)
     lost = change(own, few)
-    yield Claim('The detector uses what its encoder sees: at least 3 AP are lost with 2 % of the tokens', f'AP at {m.ratio:g} − AP at 0.02', m.key, lost, judged(lost, 3., spread))
+    yield Claim(f'The detector uses what its encoder sees: at least {IN_USE_LOSS:g} AP are lost with {100*PROBE_RATIO:g} % of the tokens', f'AP at {m.ratio:g} − AP at {PROBE_RATIO:g}', m.key, lost, judged(lost, IN_USE_LOSS, spread))
     more = change(every, own)
     if m.ratio < 1: yield Claim('More tokens than in training do no harm', f'AP at 1 − AP at {m.ratio:g}', m.key, more, judged(more, spread=spread, equal=True))
     large = 'APl' if (at(1., 'APl') or {}).get('mean') is not None else 'APm' # small images hold no large objects
     suffers = difference(*(change(at(1., ap), at(.25, ap)) for ap in ('APs', large)))
     yield Claim('Small objects lose more than larger ones when the encoder sees a quarter', f'loss in APs − loss in {large}, from 1 to 0.25', m.key, suffers, judged(suffers, spread=spread))
 
-# %% ../nbs/24_claims.ipynb #10-6c3ef554
+# %% ../nbs/24_claims.ipynb #10-a6b74393
 def _between(claim, compared, first, second, found, spread, equal=False):
     at = lambda m: m and (aps(found, m.key, 1.) or {}).get('box')
     ahead = difference(at(first), at(second)) if first and second else None
     return Claim(claim, compared, second.key if second else 'not run', ahead, judged(ahead, spread=spread, equal=equal))
 
 STATEMENTS = dict(encoder='The ViT is worth having', initialisation='MAE weights for encoder and decoder help', stem='The convolutional stem is better than patches',
-                  fill='The mask token is not worse than features of the stem (the paper: v2 is ahead by 0.2)', sampling='Random sampling is not worse than a regular one')
+                  fill='The mask token is not worse than features of the stem (the paper: v2 is ahead by 0.2)', sampling='Random sampling is not worse than a regular one') | {'decoder depth': 'The main model\'s decoder depth is the right one'}
 NOT_WORSE = ('fill', 'sampling')
-STATEMENTS['decoder depth'] = 'The main model\'s decoder depth is the right one'
 
 def claims(
     records,

@@ -52,14 +52,16 @@ def read_json(path):
     except FileNotFoundError: raise MimdetError(f'{path}: no such file') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise MimdetError(f'{path} is not JSON: {e}') from None
 
-# %% ../nbs/00_core.ipynb #12-70e835de
+# %% ../nbs/00_core.ipynb #12-e25107ee
 def sha256(path)->str:
     "Hexadecimal SHA-256 of a file."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def config_hash(config)->str:
     "Sixteen hexadecimal digits that change whenever the plain-data `config` changes."
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return _plain_sha256(config)[:16]
+
+def _plain_sha256(plain): return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #15-0ffc20b0
 def seed_for(
@@ -180,7 +182,7 @@ def peak_memory_mb()->int:
     except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024**2 # macOS, in bytes
     return int(status.split('VmHWM:')[1].split()[0]) // 1024
 
-# %% ../nbs/00_core.ipynb #31-cecd5f0d
+# %% ../nbs/00_core.ipynb #31-f9fb2ff0
 _TEXT, _OBJECT = dict(type='string'), dict(type='object')
 _HASHES = dict(type='object', additionalProperties=dict(type='string', pattern='^[0-9a-f]{64}$'))
 RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
@@ -195,7 +197,7 @@ RECORD_SCHEMA['required'] = list(RECORD_SCHEMA['properties'])
 
 def fingerprint(record:dict)->str:
     "SHA-256 of all that a record holds, but for this number itself."
-    return hashlib.sha256(json.dumps({k: v for k, v in record.items() if k != 'sha256'}, sort_keys=True).encode()).hexdigest()
+    return _plain_sha256({k: v for k, v in record.items() if k != 'sha256'})
 
 def make_record(
     kind:str,          # data, pretrain, train, evaluate or cost

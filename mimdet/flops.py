@@ -148,7 +148,7 @@ def _attention(inputs, outputs):
     for n in query[:-2]: products *= n
     return products
 
-# %% ../nbs/21_flops.ipynb #26-101b345e
+# %% ../nbs/21_flops.ipynb #26-bb7241a3
 def known(
     recipe:str,        # one of `mimdet.recipes.names()`
     ratio:float=None,  # share of tokens that the encoder sees; None: as in the recipe. Without effect where nothing is sampled
@@ -158,8 +158,8 @@ def known(
     "Recipe, size, backbone, ratio, image, tokens that the encoder sees, parameters and FLOPs of a setting."
     from mimdet.cost import image_size
     r = recipe_named(recipe)
-    (height, width), sampled = image_size(r, height, width), r.backbone in ('mimdet', 'patchify')
-    ratio = (ratio or r.sample_ratio) if sampled else 1.
+    height, width = image_size(r, height, width)
+    ratio = (ratio or r.sample_ratio) if r.samples_tokens else 1.
     return dict(recipe=recipe, size=recipe.split('_')[1], backbone=r.backbone, ratio=ratio, height=height, width=width, tokens=max(1, int(level_sizes(r, height, width)[2]*ratio)),
                 parameters=parameter_count(recipe), flops=flops(r, ratio, height, width))
 

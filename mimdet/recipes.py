@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 from .core import MimdetError, command
 
-# %% ../nbs/11_recipes.ipynb #05-d9d604f7
+# %% ../nbs/11_recipes.ipynb #05-f775b162
 BACKBONES = dict( # what a recipe's `backbone` stands for
     mimdet='mimdet.backbone.MIMDetBackbone',
     benchmarking='mimdet.benchmarking.BenchmarkingViT', # the baseline
@@ -83,6 +83,8 @@ class Recipe:
         if self.backbone not in BACKBONES: raise MimdetError(f'unknown backbone {self.backbone!r}; there are {", ".join(BACKBONES)}')
         if self.decoder_depth < 0: raise MimdetError(f'decoder_depth={self.decoder_depth} cannot be negative')
 
+    @property
+    def samples_tokens(self): return self.backbone in ('mimdet', 'patchify')
     @property
     def iterations(self): return max(1, int(round(self.epochs*self.images/self.batch, 6))) # whole batches; rounded first, since 0.29*100 is 28.999...
     @property

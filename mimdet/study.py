@@ -230,7 +230,7 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-41c93ff7
+# %% ../nbs/23_study.ipynb #22-586e8a86
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
 
 def usual_image(r, square=False):
@@ -263,7 +263,7 @@ def work(
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
     once = one_pass(r, study.coco)
-    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job, r.backbone in ('mimdet', 'patchify'))
+    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job, r.samples_tokens)
 
 def estimate(
     study:Study,

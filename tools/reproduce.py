@@ -25,11 +25,10 @@ def waiting(study, *call):
 
 def took_before(study):
     "Seconds of the jobs whose records come from a machine like this one."
-    found = {}
+    found, here = {}, hardware()
     for name, job in study.jobs.items():
         try: record = read_record(ROOT/job.record) if job.record else None
         except MimdetError: continue
-        here = hardware()
         if record and all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')) and 'gpu' not in record['hardware']: found[name] = record['wall_seconds'] + 4
     return found
 
