@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'QUIET', 'PAPER', 'FRAME', 'DASHES', 'NO_VIT', 'BANDS', 'COSTS', 'BY_SIZE', 'MARKS', 'FOUND',
-           'LOSSES', 'SHOWN', 'style', 'save_figure', 'sign', 'captions_of', 'looks', 'curve', 'draw_curve',
+           'LOSSES', 'SHOWN', 'style', 'save_figure', 'sign', 'say', 'captions_of', 'looks', 'curve', 'draw_curve',
            'evaluated', 'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_by_size', 'spread', 'sampling', 'smooth',
            'training_curves', 'decode_image', 'sampled_view', 'show_image', 'paint', 'draw_objects', 'label_size',
            'label_place', 'predictions', 'with_examples', 'category_colours', 'what_it_sees', 'reconstructions']
@@ -48,11 +48,15 @@ def save_figure(
         with plt.rc_context({'svg.hashsalt': 'mimdet'}), atomic_path(path) as part: fig.savefig(part, format=path.suffix[1:], dpi=150, metadata=metadata | origin)
     return paths
 
-# %% ../nbs/17_plots.ipynb #13-7ff04cca
+# %% ../nbs/17_plots.ipynb #13-37784cb8
 def sign(fig, records, note:str=''):
     "Write the note and the records' source below the figure."
     text = '\n'.join(t for t in (note, source_line(records)) if t)
     fig.supxlabel(text, x=.01, ha='left', fontsize=7, color=QUIET)
+
+def say(ax, text):
+    "Words in the middle of axes that hold nothing."
+    ax.text(.5, .5, text, transform=ax.transAxes, ha='center', color=QUIET)
 
 # %% ../nbs/17_plots.ipynb #15-57a9f0a1
 DASHES = ('-', '--', '-.', ':')
@@ -92,14 +96,15 @@ def evaluated(records):
     if not of_kind(records, 'evaluate'): raise MimdetError('nothing has been evaluated: no evaluate record among the records')
     return summary(records), ordered(records)
 
-# %% ../nbs/17_plots.ipynb #19-e8a987e4
+# %% ../nbs/17_plots.ipynb #19-8ce5facd
 def ap_over_ratio(records):
     "Box and mask AP over the inference ratio, one line per model, its training ratio marked, with the probes."
     found, known = evaluated(records)
+    look = looks(known)
     with style():
         fig, axes = plt.subplots(1, 2, figsize=(8.2, 4.1))
         for ax, task in zip(axes, TASKS.values()):
-            for m in known: _ratio_line(ax, m, found, task, looks(known)[m.key])
+            for m in known: _ratio_line(ax, m, found, task, look[m.key])
             ax.set(title=f'{task} AP', xlim=(NO_VIT - .07, 1.05), xlabel='tokens the encoder sees at inference')
             ax.set_xticks([NO_VIT, PROBE_RATIO, .25, .5, .75, 1], ['stem\nguess', f'{PROBE_RATIO:.0%}', '25%', '50%', '75%', '100%'])
             ax.set_ylim(0, max(1, ax.get_ylim()[1]*1.05))
@@ -139,35 +144,36 @@ def ap_over_cost(records):
         sign(fig, records, '\n'.join(t for t in (f'Each point: an inference ratio. {BANDS}', sizes and f'Cost: {", ".join(sizes)}.') if t))
     return fig
 
-# %% ../nbs/17_plots.ipynb #24-6d4e80cc
+# %% ../nbs/17_plots.ipynb #24-563d2f96
 def _cost_lines(ax, records, found, known, mode, pick):
-    used, highest = [], {}
+    used, highest, look = [], {}, looks(known)
     for m in known:
         costs, line = cost_of(records, m, mode), curve(found, m.key)
         both = [(pick(costs[ratio]), mean, sd, ratio) for ratio, mean, sd in line.T if ratio in costs]
         if not both: continue
         both.sort()
-        draw_curve(ax, *np.array(both)[:, :3].T, **looks(known)[m.key])
+        draw_curve(ax, *np.array(both)[:, :3].T, **look[m.key])
         used += costs.values()
         for x, mean, _, ratio in both: highest[x, ratio] = max(mean, highest.get((x, ratio), 0))
     for (x, ratio), mean in highest.items(): ax.annotate(f'{ratio:.0%}', (x, mean), (0, 7), textcoords='offset points', ha='center', fontsize=8)
     if not used:
-        ax.text(.5, .5, 'not run: no cost record of this network', transform=ax.transAxes, ha='center', color=QUIET)
+        say(ax, 'not run: no cost record of this network')
         ax.set(xticks=[])
     ax.margins(.1, .18)
     return used
 
-# %% ../nbs/17_plots.ipynb #27-a8779a1b
+# %% ../nbs/17_plots.ipynb #27-38e6c29f
 BY_SIZE = dict(APs='small (< 32² pixels)', APm='medium', APl='large (≥ 96² pixels)')
 
 def ap_by_size(records):
     "Box AP of small, medium and large objects over the inference ratio, and what is lost against ratio 1."
     found, known = evaluated(records)
+    look = looks(known)
     with style():
         fig, axes = plt.subplots(2, 3, figsize=(8.2, 5.4), sharex=True, sharey='row')
         for column, (ap, title) in zip(axes.T, BY_SIZE.items()):
-            drawn = [_size_lines(column, m, found, ap, looks(known)[m.key]) for m in known]
-            if not any(drawn): column[0].text(.5, .5, 'no such objects', transform=column[0].transAxes, ha='center', color=QUIET)
+            drawn = [_size_lines(column, m, found, ap, look[m.key]) for m in known]
+            if not any(drawn): say(column[0], 'no such objects')
             column[0].set_title(title)
             column[1].axhline(0, color=QUIET, linewidth=.8)
             column[1].set(xlabel='tokens seen at inference', xlim=(.2, 1.05))
@@ -225,7 +231,7 @@ def _strips(ax, m, done, title):
     ax.set_xticks(range(len(ratios)), [f'{r:.0%}' for r in ratios])
     ax.set(xlim=(-.6, max(1, len(ratios)) - .4), xlabel='tokens seen at inference')
 
-# %% ../nbs/17_plots.ipynb #34-1b3a4cc3
+# %% ../nbs/17_plots.ipynb #34-a04a2988
 FOUND = dict(always='in every sampling', sometimes='in some', never='in none')
 
 def sampling(records):
@@ -241,7 +247,7 @@ def sampling(records):
         shares.xaxis.set_major_formatter('{x:.0%}')
         ensembles.set(title='ensembles of samplings', xlabel='box AP')
         for ax in (shares, ensembles):
-            if not ax.get_legend_handles_labels()[1]: ax.text(.5, .5, 'not run', transform=ax.transAxes, ha='center', color=QUIET)
+            if not ax.get_legend_handles_labels()[1]: say(ax, 'not run')
         handles = [h for ax in (shares, ensembles) for h in ax.get_legend_handles_labels()[0]]
         if handles: fig.legend(handles=handles, loc='outside upper left', ncols=6, columnspacing=1, handletextpad=.4, handlelength=1.5)
         sign(fig, records, 'An object is found if a detection of its category with score ≥ 0.5 overlaps it by half. Bars on the right: standard deviation over trainings.')
@@ -284,7 +290,7 @@ def smooth(
     low, high = np.arange(n) - reach, np.arange(n) + reach + 1
     return (sums[high] - sums[low])/(high - low)
 
-# %% ../nbs/17_plots.ipynb #40-134a5fae
+# %% ../nbs/17_plots.ipynb #40-7306b0e8
 LOSSES = {'loss_cls': 'class', 'loss_box_reg': 'box', 'loss_mask': 'mask', 'loss_rpn_cls': 'proposal: object?', 'loss_rpn_loc': 'proposal: box'}
 
 def training_curves(records):
@@ -312,7 +318,7 @@ def _loss_axes(total, mae, parts):
         ax.locator_params(axis='x', nbins=2 if ax in parts else 5)
     for ax in (total, mae):
         ax.set_xlabel('iteration')
-        if not ax.lines: ax.text(.5, .5, 'not run', transform=ax.transAxes, ha='center', color=QUIET)
+        if not ax.lines: say(ax, 'not run')
     if mae.lines: mae.legend(loc='upper right')
 
 def _curve(ax, record, name, color, label, linestyle='-', faint=False):
@@ -441,7 +447,7 @@ def _prediction_rows(above, below, example, ratios, colours, threshold):
         draw_objects(bottom, image, [p for p in view['predictions'] if p['score'] >= threshold], colours)
         if ratio not in views: bottom.set_xlabel('not run', fontsize=7)
 
-# %% ../nbs/17_plots.ipynb #55-47fbbfca
+# %% ../nbs/17_plots.ipynb #55-17b7f1de
 SHOWN = (.25, .5, 1.)
 
 def what_it_sees(
@@ -465,7 +471,7 @@ def _sight_rows(above, below, example, colours, threshold):
     if 'reconstruction' in example: show_image(below[0], decode_image(example['reconstruction']))
     else:
         show_image(below[0], np.full_like(image, 245))
-        below[0].text(.5, .5, 'not run', transform=below[0].transAxes, ha='center', color=QUIET)
+        say(below[0], 'not run')
     titles = [('objects', 'reconstruction')] + [(f'{r:.0%} of the tokens', 'detections') for r in SHOWN]
     for top, bottom, (first, second) in zip(above, below, titles):
         top.set_title(first, fontsize=9, loc='center')

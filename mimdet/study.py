@@ -69,7 +69,7 @@ def profiles(
     "The names of all profiles."
     return sorted(p.stem for p in Path(folder).glob('*.yaml'))
 
-# %% ../nbs/23_study.ipynb #09-6946a98e
+# %% ../nbs/23_study.ipynb #09-05afa1d5
 def read_models(
     train:dict, # the profile's section `train`
     images,     # of an epoch; None: as the recipe says
@@ -124,7 +124,8 @@ class Study:
     def dataset_name(self): return 'COCO 2017' if self.coco else 'Emoji-COCO'
 
     def mae(self, key):
-        "The file of a pre-trained autoencoder: one that this study makes, or one from elsewhere."
+        "The file of a pre-trained autoencoder: one that this study makes, or one from elsewhere; empty for none."
+        if not key: return ''
         return self.plain['pretrain'][key].get('file') or f'{self.runs}/pretrain_{key}/mae_full.pth'
 
     @cached_property
@@ -133,7 +134,7 @@ class Study:
         runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
-# %% ../nbs/23_study.ipynb #11-9643892b
+# %% ../nbs/23_study.ipynb #11-a5722f20
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
     cores = dict(workers=threads) if kind == 'data' else dict(threads=threads)
@@ -161,7 +162,7 @@ def train_jobs(study):
             name = f'train_{key}_seed{seed}'
             yield _run(study, 'train', name, ['data', f'pretrain_{start}'] if start and not elsewhere else ['data'], [f'{study.runs}/{name}/model_final.pth'],
                 [elsewhere] if elsewhere else [], model['gpus'], model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name, count_images=not study.coco, gpus=max(1, model['gpus']),
-                mae=study.mae(start) if start else '', output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')})
+                mae=study.mae(start), output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')})
 
 def evaluate_jobs(study):
     "One for each training."
@@ -169,7 +170,7 @@ def evaluate_jobs(study):
     for key, model in study.models.items():
         for seed in model['seeds']:
             train, name = f'train_{key}_seed{seed}', f'evaluate_{key}_seed{seed}'
-            yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu, train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']) if model['pretrain'] else '',
+            yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu, train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']),
                        dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/{name}', **common | own.get(key, {}))
 
 def cost_jobs(study):
