@@ -74,9 +74,9 @@ def tell(study, names):
 
 class Progress(threading.Thread):
     "Tells each time a job is done how many are left, and for how long at the pace so far."
-    def __init__(self, study, seconds):
+    def __init__(self, study, seconds, wall):
         super().__init__(daemon=True)
-        self.study, self.seconds, self.started, self.over = study, seconds, time.time(), threading.Event()
+        self.study, self.seconds, self.wall, self.started, self.over = study, seconds, wall, time.time(), threading.Event()
 
     def done(self): return [n for n in self.seconds if (f := ROOT/self.study.jobs[n].executed).exists() and f.stat().st_mtime >= self.started]
 
@@ -85,9 +85,9 @@ class Progress(threading.Thread):
         while not self.over.wait(2):
             if len(done := self.done()) == len(told): continue
             told, gone = done, time.time() - self.started
-            finished = sum(self.seconds[n] for n in done)
-            to_go = gone*(sum(self.seconds.values()) - finished)/finished
-            print(f'[{len(done)} of {len(self.seconds)} jobs done, {span(gone)} gone, about {span(to_go)} to go]', flush=True)
+            share = sum(self.seconds[n] for n in done)/sum(self.seconds.values())
+            whole = gone + (1 - share)*self.wall # gone/share and what was planned, weighted: the pace so far is trusted the more, the more is done
+            print(f'[{len(done)} of {len(self.seconds)} jobs done, {span(gone)} gone, about {span((1 - share)*whole)} to go]', flush=True)
 
 def failures(study, left, since):
     "Where the logs of the runs that failed are."
@@ -114,7 +114,7 @@ def main(profile, target, cores, dry, options, lock):
     if dry: tell(study, left)
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
     if dry: return
-    progress = Progress(study, seconds)
+    progress = Progress(study, seconds, wall)
     running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
     progress.start()
     try: code = running.wait()
