@@ -1,5 +1,5 @@
 """Shared by the tests: a small Emoji-COCO, and commands run as a user runs them."""
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest
@@ -18,6 +18,13 @@ def logged(out):
     "Iterations that a training has logged so far; its last line may be half written."
     path = out/'metrics.jsonl'
     return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
+
+def copy_project(folder):
+    "What a study needs of the project, without its git."
+    for name in ('nbs', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    for name in ('results', 'figures'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
+    for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
+    return folder
 
 class Done(NamedTuple):
     "How a command ended."

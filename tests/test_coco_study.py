@@ -1,9 +1,8 @@
 """The paper's own study: what it would do is told and what is missing is named, on a cluster too; with a tiny folder laid out as COCO in place of COCO, it runs."""
 import os, shutil
 import pytest, yaml
-from conftest import ROOT, run_command
+from conftest import ROOT, copy_project, run_command
 from mimdet.emoji import EmojiConfig, make_dataset
-from test_reproduce import copy_project
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory): return copy_project(tmp_path_factory.mktemp('coco'))

@@ -1,19 +1,13 @@
 """The whole study at smoke size, in a copy of the project: killed it goes on, then it has nothing to do, then it redoes what a removed record asks for and no more;
 what fails is named and loses nothing else; what is shown and was not measured is found."""
-import contextlib, fcntl, json, os, shutil, signal, subprocess, sys, time
+import contextlib, fcntl, json, os, signal, subprocess, sys, time
 import nbformat, pytest, yaml
-from conftest import ROOT, run_command
+from conftest import copy_project, run_command
 from mimdet.core import read_json
 
 TABLES = {'table_main', 'table_ratio', 'table_ablations', 'table_cost', 'table_sampling', 'claims'}
 FIGURES = {'ap_over_ratio', 'ap_over_cost', 'ap_by_size', 'spread', 'training_curves', 'predictions', 'what_it_sees', 'reconstructions', 'sampling', 'cost_over_ratio'}
 MODELS = ('v1_sr0.25_seed0', 'v1_sr0.25_seed1', 'v1_sr0.5_seed0', 'no_vit_seed0', 'benchmarking_seed0')
-
-def copy_project(folder):
-    for name in ('nbs', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    for name in ('results', 'figures'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
-    for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
-    return folder
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory): return copy_project(tmp_path_factory.mktemp('project'))
@@ -72,32 +66,34 @@ def test_verified(project):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 @contextlib.contextmanager
-def changed(path, text):
-    "A file with another content inside the block; None: without the file."
-    before = path.read_bytes() if path.exists() else None
-    path.unlink(missing_ok=True) if text is None else path.write_text(text)
-    yield
-    path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+def changed(files):
+    "Files with another content inside the block; None: without the file."
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    def write(contents):
+        for path, content in contents.items(): path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+    write(files)
+    try: yield
+    finally: write(before)
 
 def edited(path):
     record = read_json(path)
     record['metrics']['rows'][0]['bbox']['AP'] += 10
-    return json.dumps(record)
+    return json.dumps(record).encode()
 
 FRAUDS = {
-    'record': ('results/runs/smoke/evaluate_v1_sr0.5_seed0.json', edited, 'was it edited?'),
-    'foreign': ('results/runs/smoke/evaluate_more.json', lambda path: (path.parent/'data.json').read_text(), 'holds the record smoke/data'),
-    'figure': ('figures/smoke/best_of_all.png', lambda path: 'pixels', 'best_of_all.png has no record'),
-    'table': ('figures/smoke/table_main.md', lambda path: path.read_text().replace('not run', '51.7', 1), 'table_main.md is stale'),
-    'missing': ('figures/smoke/table_ratio.csv', lambda path: None, 'table_ratio.csv is missing'),
-    'number': ('README.md', lambda path: path.read_text() + '\nOn photographs it reaches 61.3 AP.\n', 'README.md: 61.3 has no source'),
+    'records': {'results/runs/smoke/evaluate_v1_sr0.5_seed0.json': (edited, 'was it edited?'),
+                'results/runs/smoke/evaluate_more.json': (lambda path: (path.parent/'data.json').read_bytes(), 'holds the record smoke/data')},
+    'what is shown': {'figures/smoke/best_of_all.png': (lambda path: b'pixels', 'best_of_all.png has no record'),
+                      'figures/smoke/table_main.md': (lambda path: path.read_bytes().replace(b'not run', b'51.7', 1), 'table_main.md is stale'),
+                      'figures/smoke/table_ratio.csv': (lambda path: None, 'table_ratio.csv is missing'),
+                      'README.md': (lambda path: path.read_bytes() + b'\nOn photographs it reaches 61.3 AP.\n', 'README.md: 61.3 has no source')},
 }
 
 @pytest.mark.parametrize('fraud', FRAUDS)
 def test_verify_catches(project, fraud):
-    file, change, told = FRAUDS[fraud]
-    with changed(project/file, change(project/file)): done = verify(project, 'smoke')
-    assert done.returncode == 1 and told in done.stdout, done.stdout[-2000:] + done.stderr
+    with changed({project/file: change(project/file) for file, (change, _) in FRAUDS[fraud].items()}): done = verify(project, 'smoke')
+    assert done.returncode == 1
+    for _, told in FRAUDS[fraud].values(): assert told in done.stdout, done.stdout[-2000:] + done.stderr
 
 @pytest.mark.parametrize('figure', sorted(FIGURES - {'reconstructions'}))
 def test_stale_figure_is_caught(stale, figure): assert f'figures/smoke/{figure}.png is stale: it was drawn from other records' in stale
@@ -106,15 +102,12 @@ def test_stale_figure_is_caught(stale, figure): assert f'figures/smoke/{figure}.
 def stale(project):
     "What verify says when all figures are replaced by one that was drawn from another record: the digest in its metadata tells."
     shown = project/'figures'/'smoke'
-    before = {f: (shown/f'{f}.png').read_bytes() for f in FIGURES}
-    for f in FIGURES: (shown/f'{f}.png').write_bytes(before['reconstructions'])
-    done = verify(project, 'smoke')
-    for f in FIGURES: (shown/f'{f}.png').write_bytes(before[f])
-    return done.stdout
+    other = (shown/'reconstructions.png').read_bytes()
+    with changed({shown/f'{f}.png': other for f in FIGURES}): return verify(project, 'smoke').stdout
 
 def test_verify_compares_records_with_the_profile(project):
     profile = project/'profiles'/'smoke.yaml'
-    with changed(profile, profile.read_text().replace('{sample_ratio: 0.25}', '{sample_ratio: 0.3}')): done = verify(project, 'smoke')
+    with changed({profile: profile.read_bytes().replace(b'{sample_ratio: 0.25}', b'{sample_ratio: 0.3}')}): done = verify(project, 'smoke')
     assert done.returncode == 1 and 'train_v1_sr0.25_seed0.json is of another run than the profile smoke now describes: changes differs' in done.stdout
 
 def test_a_kernel_that_dies_is_named(project):
