@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'member_seed', 'aver
            'StemAlone', 'fit_stem_alone', 'decoder_replaced', 'evaluate', 'examples', 'watching_samples', 'load_run',
            'load_published', 'with_coco_names', 'mimdet_evaluate', 'format_rows', 'check_classes', 'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-d60e37f7
+# %% ../nbs/14_evaluate.ipynb #02-a32a8265
 import contextlib, io, time
 from pathlib import Path
 import torch
@@ -27,7 +27,7 @@ from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import load_detector
 from .recipes import config
-from .sampler import STRATEGIES, batch_noise, check_ratio, grid_shape
+from .sampler import STRATEGIES, batch_noise, check_ratio, grid_shape, padding_mask
 
 # %% ../nbs/14_evaluate.ipynb #05-e5f239a0
 def ratio_of(
@@ -134,7 +134,7 @@ def average_precision(
 
 def _percent(value): return None if value < 0 else round(100*float(value), 3)
 
-# %% ../nbs/14_evaluate.ipynb #14-683338a6
+# %% ../nbs/14_evaluate.ipynb #14-f06dfd58
 class StemAlone(nn.Module):
     "Takes the decoder's place: c4 as a linear function of the stem's features at the same token."
     def __init__(self, weight, bias):
@@ -147,14 +147,18 @@ def fit_stem_alone(
     model,   # a `Detector`
     loader,  # of images to fit on; not those to evaluate on
 )->StemAlone:
-    "Least squares from the stem's tokens to the decoder's."
-    pairs = []
-    hook = model.backbone.bottom_up.decoder.register_forward_hook(lambda module, args, out: pairs.append((args[3], out)))
+    "Least squares from the stem's tokens to the decoder's, those in the padding left out."
+    pairs, both = [], []
+    hook = model.backbone.bottom_up.decoder.register_forward_hook(lambda module, args, out: both.append((args[3], out)))
     try:
         with evaluating(model):
-            for batch in loader: model.backbone(model.preprocess_image(batch).tensor)
+            for batch in loader:
+                images = model.preprocess_image(batch).tensor
+                model.backbone(images)
+                inside = ~padding_mask(images.image_sizes, images.tensor.shape[-2:]).to(model.device)
+                pairs.append([tokens[inside] for tokens in both.pop()])
     finally: hook.remove()
-    x, y = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]).double().cpu() for i in (0, 1))
+    x, y = (torch.cat(side).double().cpu() for side in zip(*pairs))
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     ridge = 1e-6*x.square().mean()*len(x)*torch.eye(x.shape[1], dtype=x.dtype)
     solution = torch.linalg.solve(x.T @ x + ridge, x.T @ y).float().to(model.device)

@@ -65,7 +65,7 @@ class Pretraining(nn.Module):
         dtype = precision('auto', device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): return dict(loss=self.reconstruct(*batch).loss)
 
-# %% ../nbs/13_pretrain.ipynb #09-4e7c9645
+# %% ../nbs/13_pretrain.ipynb #09-dd49afdc
 def pretrain(
     images,               # folder of images
     output,               # output folder
@@ -96,9 +96,9 @@ def pretrain(
     optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)], lr=lr, betas=(0.9, 0.95))
     crops = Crops(images, side, seed, least)
     loader = lambda done: Loader(crops, batch_sampler=[range(k*batch, (k + 1)*batch) for k in range(done, steps)], num_workers=workers)
-    fit(model, optimizer, lr_schedule(optimizer, 'cosine', steps, warmup=warmup), loader, steps, output, seed=seed, period=max(1, steps//5),
-        resume=resume, identity=dict(settings, images=config_hash([p.name for p in crops.paths])), scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
-    path, seconds = Path(output)/'mae_full.pth', time.time() - started
+    before = fit(model, optimizer, lr_schedule(optimizer, 'cosine', steps, warmup=warmup), loader, steps, output, seed=seed, period=max(1, steps//5),
+        resume=resume, identity=dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths])), scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
+    path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch), settings=settings, model=model, crops=crops, device=device)
 

@@ -113,12 +113,12 @@ def what_is_in(batch)->list:
     "The images of a batch, to find them again."
     return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw']) for sample in batch]
 
-# %% ../nbs/15_train.ipynb #15-6eb6a580
+# %% ../nbs/15_train.ipynb #15-0386c395
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
     allow_changes:bool=False, # also if it belongs to another configuration
-)->dict:                 # seconds, iterations, device, dataset, parameters, and, in the first process, weights
+)->dict:                 # seconds (of all its parts, if it was resumed), iterations, device, dataset, parameters, and, in the first process, weights
     "Train a detector; writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."
     started, output = time.time(), Path(cfg.train.output_dir)
     device = pick_device(cfg.train.device)
@@ -140,7 +140,7 @@ def train(
                                        world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=cfg.data.workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
-    fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
+    before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
         resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final)],
         notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes)}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
         scaled=dtype == torch.float16 or cfg.train.fp16_compression and comm.get_world_size() > 1, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
@@ -148,7 +148,7 @@ def train(
     if comm.is_main_process():
         save_weights(dict(model=final.state_dict()), output/'model_final.pth')
         result['weights'] = sha256(output/'model_final.pth')
-    return result | dict(seconds=time.time() - started)
+    return result | dict(seconds=before + time.time() - started)
 
 # %% ../nbs/15_train.ipynb #21-45f9d9d2
 def is_file(source): return source.endswith(('.yaml', '.py'))
@@ -252,7 +252,7 @@ def _worker(*arguments):
     "One of several processes: like a command, it complains in one line."
     with complaining('mimdet_train'): _work(*arguments)
 
-# %% ../nbs/15_train.ipynb #25-31b35b88
+# %% ../nbs/15_train.ipynb #25-f1d8c254
 def train_on(
     cfg:DictConfig,   # as for `train`
     num_gpus:int=1,   # processes on this machine, one for each GPU
@@ -260,6 +260,5 @@ def train_on(
 )->dict:              # as from `train`
     "`train`, in processes of their own if there are to be several."
     if num_gpus == 1: return train(cfg, resume)
-    started = time.time()
     _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
-    return train(cfg, resume=True) | dict(seconds=time.time() - started) # all steps are done: this only gathers the result
+    return train(cfg, resume=True) # all steps are done: this only gathers the result

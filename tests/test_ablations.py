@@ -11,7 +11,7 @@ from mimdet import data
 from mimdet.ablations import best_scores, c4_variance, sampling_agreement
 from mimdet.core import MimdetError, read_record, sha256
 from mimdet.detector import build
-from mimdet.evaluate import averaged, evaluate, examples, member_seed, sampling
+from mimdet.evaluate import averaged, evaluate, examples, fit_stem_alone, member_seed, sampling
 from mimdet.pretrain import autoencoder, pretrain
 from mimdet.pretrained import save_weights
 from mimdet.recipes import config, override
@@ -158,6 +158,20 @@ def test_variance_by_its_definition(loader):
     whole = maps[1.]
     expected = (maps[0.5] - whole).square().sum()/(whole - whole.mean((0, 2, 3), keepdim=True)).square().sum()
     assert c4_variance(model, loader, [0.5], seed=3)[0]['share'] == pytest.approx(expected.item(), rel=1e-3)
+
+# --- the guess from the stem ---
+
+def test_padding_teaches_nothing():
+    "The fit is that of the tokens inside the images, by the slow way."
+    model, sizes = model_of(), [(160, 96), (128, 160), (256, 64), (96, 208)]
+    batch = [dict(image=torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)), image_id=k) for k, size in enumerate(sizes)]
+    pairs = []
+    with model.backbone.bottom_up.decoder.register_forward_hook(lambda module, args, out: pairs.append((args[3], out))): fitted = fit_stem_alone(model, [batch])
+    inside = [[tokens[k].unflatten(0, (16, 13))[:h//16, :w//16].flatten(0, 1) for k, (h, w) in enumerate(sizes)] for tokens in pairs[0]]
+    x, y = (torch.cat(side).double().numpy() for side in inside)
+    x = np.hstack([x, np.ones((len(x), 1))])
+    expected = np.linalg.solve(x.T @ x + 1e-6*np.square(x).mean()*len(x)*np.eye(x.shape[1]), x.T @ y)
+    np.testing.assert_allclose(np.vstack([fitted.weight, fitted.bias]), expected, atol=1e-4)
 
 # --- agreement of samplings ---
 

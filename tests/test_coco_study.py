@@ -29,12 +29,19 @@ def test_dry_run_names_everything(project, tmp_path):
                                                 'weights/mae_pretrain_vit_base_full.pth', 'weights/mae_pretrain_vit_large_full.pth'}
     profile = yaml.safe_load((ROOT/'profiles'/'coco.yaml').read_text())
     for model in profile['train']['models']: assert f'\ntrain_{model}_seed0\n  python tools/run_notebook.py nbs/experiments/train.ipynb' in told
-    assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told
+    assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told and ' jobs to do, about ' in told
 
-def test_cluster_dry_run(project):
-    done = run_command('snakemake', '--workflow-profile', 'profiles/slurm', '-n', '--config', 'profile=smoke', cwd=project)
-    assert done.returncode == 0, done.stderr
-    assert 'slurm_partition=YOUR_PARTITION' in done.stdout + done.stderr and 'gpu=' in done.stdout + done.stderr
+def test_only_what_is_needed_is_missing(project, tmp_path):
+    done = reproduce(project, 'coco', '-n', '--target', 'table4', datasets=tmp_path)
+    assert done.returncode == 0 and '\ncost\n' in done.stdout and 'train_' not in done.stdout, done.stderr
+
+def test_cluster_dry_run(project, tmp_path):
+    cluster = ['--workflow-profile', 'profiles/slurm', '-n']
+    done = run_command('snakemake', *cluster, '--config', 'profile=gpu', cwd=project)
+    told = done.stdout + done.stderr
+    assert done.returncode == 0 and 'slurm_partition=YOUR_PARTITION' in told and 'gpu=1' in told, told
+    done = reproduce(project, 'gpu', *cluster, datasets=tmp_path)
+    assert done.returncode == 0 and ' GPU hours, ' in done.stdout and 'probe' not in done.stdout, done.stderr
 
 def test_runs_on_a_folder_laid_out_as_coco(project, coco):
     "The coco profile with tiny recipes, a few of its models, and an autoencoder of that size."

@@ -1,9 +1,9 @@
 """The whole study at smoke size, in a copy of the project: killed it goes on, then it has nothing to do, then it redoes what a removed record asks for and no more;
 what fails is named and loses nothing else; what is shown and was not measured is found."""
-import contextlib, fcntl, json, os, signal, subprocess, sys, time
+import contextlib, fcntl, json, os, signal, subprocess, sys, threading, time
 import nbformat, pytest, yaml
-from conftest import copy_project, run_command
-from mimdet.core import read_json
+from conftest import ROOT, copy_project, run_command
+from mimdet.core import fingerprint, read_json
 
 TABLES = {'table_main', 'table_ratio', 'table_ablations', 'table_cost', 'table_sampling', 'claims'}
 FIGURES = {'ap_over_ratio', 'ap_over_cost', 'ap_by_size', 'spread', 'training_curves', 'predictions', 'what_it_sees', 'reconstructions', 'sampling', 'cost_over_ratio'}
@@ -80,8 +80,14 @@ def edited(path):
     record['metrics']['rows'][0]['bbox']['AP'] += 10
     return json.dumps(record).encode()
 
+def foreign(path):
+    record = read_json(path)
+    record['dataset']['sha256']['train'] = '0'*64
+    return json.dumps(record | dict(sha256=fingerprint(record))).encode()
+
 FRAUDS = {
     'records': {'results/runs/smoke/evaluate_v1_sr0.5_seed0.json': (edited, 'was it edited?'),
+                'results/runs/smoke/data.json': (foreign, 'pretrain_tiny.json was made from other train than data.json tells of'),
                 'results/runs/smoke/evaluate_more.json': (lambda path: (path.parent/'data.json').read_bytes(), 'holds the record smoke/data')},
     'what is shown': {'figures/smoke/best_of_all.png': (lambda path: b'pixels', 'best_of_all.png has no record'),
                       'figures/smoke/table_main.md': (lambda path: path.read_bytes().replace(b'not run', b'51.7', 1), 'table_main.md is stale'),
@@ -135,6 +141,36 @@ def test_a_failing_run_is_named_and_loses_nothing(project):
     done = reproduce(project, 'broken', '--target', 'evaluate')
     assert done.returncode == 1 and 'failed: train_bad_seed0, its log: runs/broken/train_bad_seed0.failed.ipynb' in done.stderr, done.stdout + done.stderr
     assert {p.stem for p in (project/'results'/'runs'/'broken').iterdir()} == {'data', 'pretrain_tiny', 'train_good_seed0', 'evaluate_good_seed0'}
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    "A driver that tells of two GPUs."
+    (tmp_path/'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: one (UUID: a)"\necho "  MIG"\necho "GPU 1: two (UUID: b)"\n')
+    (tmp_path/'nvidia-smi').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT/'tools')
+
+def test_runs_share_the_gpus(two_gpus, monkeypatch):
+    from run_notebook import take_gpus
+    def take(wanted, share):
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+        held = take_gpus(wanted, share)
+        return held, os.environ['CUDA_VISIBLE_DEVICES']
+    (first, a), (second, b), (third, c) = (take(1, 2) for _ in range(3))
+    assert (a, b, c) == ('0', '1', '0')
+    del first, third
+    threading.Timer(2, second.clear).start() # until then there is no room for one that needs both
+    both, seen = take(2, 2)
+    assert seen == '0,1' and not second
+    assert take_gpus(1, 2) is None # it has been told already
+
+def test_more_gpus_than_there_are(two_gpus, project):
+    profile = project/'profiles'/'crowd.yaml'
+    profile.write_text((project/'profiles'/'smoke.yaml').read_text().replace('pretrain: tiny, seeds', 'gpus: 3, pretrain: tiny, seeds'))
+    done = reproduce(project, 'crowd')
+    profile.unlink()
+    assert done.returncode == 2 and 'is to run on 3 GPUs, and this machine has 2' in done.stderr
 
 def test_unknown_profile(project):
     done = reproduce(project, 'nosuch')

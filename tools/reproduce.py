@@ -6,15 +6,24 @@ import argparse, fcntl, os, re, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record
-from mimdet.study import AUTHORS, OVERHEAD, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
+from mimdet.study import AUTHORS, OVERHEAD, asked, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
+from run_notebook import count_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
+ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
 
 def command(profile, target, cores, *options):
     # snakemake's own lock outlives a killed run; ours does not
     return ['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
+
+def on_this_machine(study, names):
+    "Options that keep runs from taking more GPUs than there are. Raises `MimdetError` if one needs more."
+    there = count_gpus()
+    for job in (study.jobs[n] for n in names):
+        if job.gpus > max(1, there): raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {there}: set train.common.gpus in profiles/{study.profile}.yaml, or run it on a cluster (profiles/slurm)')
+    return ['--resources', f'gpu_places={there*study.gpu_share}'] if there else []
 
 def waiting(study, *call):
     "The jobs that snakemake would run."
@@ -34,12 +43,12 @@ def took_before(study):
 
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
-def plan(study, left, cores):
+def plan(study, left, cores, elsewhere):
     "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
     known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
-    if any(study.jobs[n].gpus > 1 for n in left):
+    if elsewhere or any(study.jobs[n].gpus > 1 for n in left):
         hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
-        print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.0f} GPU hours, if the GPUs are like those of the authors '
+        print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
               f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
         seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
         return seconds, sum(seconds.values())
@@ -102,18 +111,22 @@ def show(study, target):
         if table.exists(): print('\n' + table.read_text().partition('\n## ')[0])
     if folder.exists(): print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
 
+def complain(study, absent):
+    for file in absent: print(f'missing: {file}', file=sys.stderr)
+    raise MimdetError(f'profile {study.profile} needs {len(absent)} files that are not here: see above')
+
 def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
-    if absent := missing(study):
-        if dry: tell(study, study.jobs)
-        for file in absent: print(f'missing: {file}', file=sys.stderr)
-        raise MimdetError(f'profile {profile} needs {len(absent)} files that are not here: see above')
-    call = target, cores, *options
-    left = waiting(study, *call)
+    needed, elsewhere = asked(study, target), any(option.startswith(ELSEWHERE) for option in options)
+    absent, call = missing(study, needed), (target, cores, *options)
+    if absent and not dry: complain(study, absent)
+    left = needed if absent else waiting(study, *call)
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
-    seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores))
+    seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)
+    if absent: complain(study, absent)
     if dry: return
+    if not elsewhere: call += *on_this_machine(study, left),
     progress = Progress(study, seconds, wall)
     running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
     progress.start()

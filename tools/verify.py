@@ -14,13 +14,25 @@ TABLES = {'.csv', '.md', '.tex'}
 
 def check_records(study):
     "Complaints about a profile's records."
+    found = {}
     for path in sorted((ROOT/study.records).glob('*')):
         try: record = read_record(path)
         except MimdetError as e: yield str(e)
         else:
+            found[path.stem] = record
             if (record['profile'], record['name']) != (study.profile, path.stem): yield f'{path} holds the record {record["profile"]}/{record["name"]}'
             if path.stem not in study.jobs: yield f'{path}: the profile {study.profile} has no such run'
             elif other := differs(record, study.jobs[path.stem]): yield f'{path} is of another run than the profile {study.profile} now describes: {other} differs; run it again'
+    for name in sorted(study.jobs.keys() & found.keys()):
+        for need in {*study.jobs[name].needs} & found.keys():
+            if other := strange(found[name], found[need]): yield f'{study.records}/{name}.json was made from other {other} than {need}.json tells of: run it again'
+
+def strange(record, source):
+    "What a run did not get from another that it needs: its data set's splits, by their SHA-256, or its weights."
+    had, made = record['dataset'].get('sha256', {}), source['dataset'].get('sha256', {})
+    splits = [split for split in had if split in made and had[split] != made[split]]
+    weights = record['weights'].get('in'), source['weights'].get('out')
+    return ', '.join(splits + ['weights']*(None not in weights and weights[0] != weights[1]))
 
 def differs(record, job):
     "The first parameter of a run that its record has with another value."
