@@ -21,7 +21,7 @@ for job in jobs.values():
         name: job.name
         input: inputs(study, job), notebook=job.notebook
         output: list(job.outputs), executed=job.executed
-        params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share}'
+        params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
         threads: job.threads
         resources: gpu=job.gpus, gpu_places=study.gpu_places(job), runtime=minutes(study, job)
         shell: 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

@@ -33,20 +33,22 @@ def half_width(
     beyond = lambda t: betainc(spread.freedom/2, .5, 0, spread.freedom/(spread.freedom + t**2), regularized=True) # the share of differences further out than t
     return float(findroot(lambda t: beyond(t) - .05, 2))*spread.sd*sum(1/n for n in trainings)**.5
 
-# %% ../nbs/24_claims.ipynb #08-610aa690
+# %% ../nbs/24_claims.ipynb #08-df694001
 MARGIN = 1. # box AP: less than this is no harm
 
 def judged(
     found:dict,  # a difference as from `mimdet.results.change` or `difference`, or None: not run
     half:float,  # of its confidence interval; None: not known
     least:float, # what the statement asks for, in box AP
+    level:float, # box AP of the better one; with next to none, nothing can be lost
 )->str:
     "The verdict on a difference that is said to be `least` or more."
     if found is None: return 'not run'
+    if level < IN_USE_LOSS: return 'AP too low to tell'
     if half is None: return 'one training: no spread known'
     return 'holds' if found['mean'] - half > least else 'does not hold' if found['mean'] + half < least else 'cannot be told'
 
-# %% ../nbs/24_claims.ipynb #11-6c4cb3a9
+# %% ../nbs/24_claims.ipynb #11-a0fe3297
 class Claim(NamedTuple):
     "A statement, and the difference that it is about."
     claim:str       # what is said
@@ -55,8 +57,11 @@ class Claim(NamedTuple):
     least:float     # what the difference is said to be, or more; in box AP
     found:dict      # the difference; None: not run
     trainings:tuple # of each of the means that it is between
+    level:float     # box AP of the better of the two
 
 def _box(found, m, ratio, ap='AP'): return (aps(found, m.key, ratio, ap=ap) or {}).get('box')
+
+def _level(*some): return max((v['mean'] for v in some if v and v['mean'] is not None), default=0.)
 
 def _within(m, found):
     whole, own, few = (_box(found, m, ratio) for ratio in (1., m.ratio, PROBE_RATIO))
@@ -66,16 +71,16 @@ def _within(m, found):
             ('More tokens than in training do no harm', f'AP at 1 − AP at {m.ratio:g}', -MARGIN, change(whole, own)),
             ('Small objects lose more than larger ones when the encoder sees a quarter', f'loss in APs − loss in {large}, from 1 to 0.25', 0., change(lost('APs'), lost(large)))]
     for claim, compared, least, gained in said:
-        if m.ratio < 1 or least >= 0: yield Claim(claim, compared, m.key, least, gained, (gained and gained['n'],))
+        if m.ratio < 1 or least >= 0: yield Claim(claim, compared, m.key, least, gained, (gained and gained['n'],), _level(whole, own))
 
-# %% ../nbs/24_claims.ipynb #13-2093a21e
+# %% ../nbs/24_claims.ipynb #13-87a1c3a6
 STATEMENTS = {'encoder': 'The ViT is worth having', 'initialisation': 'MAE weights for encoder and decoder help', 'stem': 'The convolutional stem is better than patches',
               'fill': 'The mask token is not worse than features of the stem (the paper: v2 is ahead by 0.2)', 'sampling': 'Random sampling is not worse than a regular one', 'decoder depth': 'The main model\'s decoder depth is the right one'}
 NOT_WORSE = ('fill', 'sampling')
 
 def _between(claim, first, second, name, found, least=0.):
     ours, theirs = (m and _box(found, m, 1.) for m in (first, second))
-    return Claim(claim, f'AP of {first.key if first else "the main model"} − AP of {name}, at 1', name if second else 'not run', least, difference(ours, theirs), tuple(v and v['n'] for v in (ours, theirs)))
+    return Claim(claim, f'AP of {first.key if first else "the main model"} − AP of {name}, at 1', name if second else 'not run', least, difference(ours, theirs), tuple(v and v['n'] for v in (ours, theirs)), _level(ours, theirs))
 
 def claims(
     records,
@@ -104,4 +109,4 @@ def _all_between(ratio, ablations, known, found):
 def _row(c, spread):
     half = half_width(spread, *c.trainings) if spread and c.found else None
     around = None if c.found is None else '–' if half is None else f'{c.found["mean"] - half:+.1f} to {c.found["mean"] + half:+.1f}'
-    return dict(claim=c.claim, compared=c.compared, model=c.model, difference=c.found) | {'95 % interval': around, 'verdict': judged(c.found, half, c.least)}
+    return dict(claim=c.claim, compared=c.compared, model=c.model, difference=c.found) | {'95 % interval': around, 'verdict': judged(c.found, half, c.least, c.level)}

@@ -162,7 +162,7 @@ def _cost_lines(ax, records, found, known, mode, pick):
     ax.margins(.1, .18)
     return used
 
-# %% ../nbs/17_plots.ipynb #27-38e6c29f
+# %% ../nbs/17_plots.ipynb #27-72a48a05
 BY_SIZE = dict(APs='small (< 32² pixels)', APm='medium', APl='large (≥ 96² pixels)')
 
 def ap_by_size(records):
@@ -181,7 +181,7 @@ def ap_by_size(records):
         axes[0, 0].set(ylabel='box AP', ylim=(0, max(1, axes[0, 0].get_ylim()[1])))
         axes[1, 0].set_ylabel('box AP, change against 100%')
         legend(fig, max(axes[0], key=lambda ax: len(ax.lines)))
-        sign(fig, records, f'Ring: the training ratio. {BANDS}')
+        sign(fig, records, f'Ring: the training ratio. {BANDS} Lower row: over trainings only.')
     return fig
 
 def _size_lines(axes, m, found, ap, look):

@@ -560,7 +560,7 @@ def read_digest(path)->str: # None if there is none
     found = re.search(rb'Made from records ([0-9a-f]{16})\.', Path(path).read_bytes())
     return found and found[1].decode()
 
-# %% ../nbs/16_results.ipynb #80-5a0d9032
+# %% ../nbs/16_results.ipynb #80-76179701
 def caption(
     records,     # those that the table or figure is made of
     what:str='', # a sentence in front
@@ -587,7 +587,7 @@ def took(records)->dict:
             seconds += (end - max(_start(r), reached or _start(r))).total_seconds()
             reached = end
     return dict(minutes=seconds/60, machine=_join(machine(r) for r in records),
-                gigabytes=max(r['peak_memory_mb'] for r in records)/1000)
+                gigabytes=max(r['peak_memory_mb'] for r in records)*2**20/1e9)
 
 def source_line(records)->str:
     "The short caption: data set, profile, day, commit."

@@ -12,7 +12,7 @@ def found(tool, text): return [m[1] for line in tool.prose(text).splitlines() fo
 
 @pytest.mark.parametrize('text, numbers', [
     ('On photographs it reaches 61.3 AP.', ['61.3']), ('It reaches 61.3.', ['61.3']), ('lost -5.1 AP', ['5.1']), ('9.9x faster', ['9.9']), ('AP50 of 65', ['65']), ('5 box AP', ['5']),
-    ('50.1-61.3 or 61.3/51.2', ['50.1', '61.3', '61.3', '51.2']), ('it took 12 minutes and 3 GB', ['12', '3']), ('**40.2 %** of it', ['40.2']), ('(49.9)', ['49.9']),
+    ('50.1-61.3 or 61.3/51.2', ['50.1', '61.3', '61.3', '51.2']), ('it took 12 minutes and 3 GB', ['12', '3']), ('**40.2 %** of it', ['40.2']), ('(49.9)', ['49.9']), ('2.9GB, 61.3AP, 8.5ms, 9.9x. 61.3M parameters', ['2.9', '61.3', '8.5', '9.9', '61.3']),
 ])
 def test_is_a_number(tool, text, numbers): assert found(tool, text) == numbers
 

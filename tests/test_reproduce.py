@@ -90,6 +90,7 @@ FRAUDS = {
                 'results/runs/smoke/data.json': (foreign, 'pretrain_tiny.json was made from other train than data.json tells of'),
                 'results/runs/smoke/evaluate_more.json': (lambda path: (path.parent/'data.json').read_bytes(), 'holds the record smoke/data')},
     'what is shown': {'figures/smoke/best_of_all.png': (lambda path: b'pixels', 'best_of_all.png has no record'),
+                      'figures/smoke/spread.svg': (lambda path: path.read_bytes().replace(b'</svg>', b'<g/></svg>'), 'note  figures/smoke/spread.svg: drawn anew it is another file'),
                       'figures/smoke/table_main.md': (lambda path: path.read_bytes().replace(b'not run', b'51.7', 1), 'table_main.md is stale'),
                       'figures/smoke/table_ratio.csv': (lambda path: None, 'table_ratio.csv is missing'),
                       'README.md': (lambda path: path.read_bytes() + b'\nOn photographs it reaches 61.3 AP.\n', 'README.md: 61.3 has no source')},
@@ -142,35 +143,31 @@ def test_a_failing_run_is_named_and_loses_nothing(project):
     assert done.returncode == 1 and 'failed: train_bad_seed0, its log: runs/broken/train_bad_seed0.failed.ipynb' in done.stderr, done.stdout + done.stderr
     assert {p.stem for p in (project/'results'/'runs'/'broken').iterdir()} == {'data', 'pretrain_tiny', 'train_good_seed0', 'evaluate_good_seed0'}
 
-@pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    "A driver that tells of two GPUs."
+def test_runs_share_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    from run_notebook import take_gpus
+    def take(*wanted): return take_gpus(['0', '2'], *wanted), os.environ['CUDA_VISIBLE_DEVICES']
+    (first, a), (second, b), (third, c) = (take(1, 2, False) for _ in range(3))
+    assert (a, b, c) == ('0', '2', '0')
+    del first, third
+    assert take(1, 2, True)[1] == '0'
+    threading.Timer(2, second.clear).start() # until then there is no room for one that needs both
+    both, seen = take(2, 2, True)
+    assert seen == '0,2' and not second
+
+def test_more_gpus_than_there_are(project, tmp_path):
+    "A driver that tells of two, one of which CUDA may use."
     (tmp_path/'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: one (UUID: a)"\necho "  MIG"\necho "GPU 1: two (UUID: b)"\n')
     (tmp_path/'nvidia-smi').chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(ROOT/'tools')
-
-def test_runs_share_the_gpus(two_gpus, monkeypatch):
-    from run_notebook import take_gpus
-    def take(wanted, share):
-        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-        held = take_gpus(wanted, share)
-        return held, os.environ['CUDA_VISIBLE_DEVICES']
-    (first, a), (second, b), (third, c) = (take(1, 2) for _ in range(3))
-    assert (a, b, c) == ('0', '1', '0')
-    del first, third
-    threading.Timer(2, second.clear).start() # until then there is no room for one that needs both
-    both, seen = take(2, 2)
-    assert seen == '0,1' and not second
-    assert take_gpus(1, 2) is None # it has been told already
-
-def test_more_gpus_than_there_are(two_gpus, project):
     profile = project/'profiles'/'crowd.yaml'
     profile.write_text((project/'profiles'/'smoke.yaml').read_text().replace('pretrain: tiny, seeds', 'gpus: 3, pretrain: tiny, seeds'))
-    done = reproduce(project, 'crowd')
+    environment = {k: v for k, v in os.environ.items() if k != 'CUDA_VISIBLE_DEVICES'} | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    for told, more in ((2, {}), (1, dict(CUDA_VISIBLE_DEVICES='1'))):
+        done = reproduce(project, 'crowd', env=environment | more)
+        assert done.returncode == 2 and f'is to run on 3 GPUs, and this machine has {told}' in done.stderr
     profile.unlink()
-    assert done.returncode == 2 and 'is to run on 3 GPUs, and this machine has 2' in done.stderr
 
 def test_unknown_profile(project):
     done = reproduce(project, 'nosuch')

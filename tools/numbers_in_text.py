@@ -13,8 +13,8 @@ from mimdet.core import MimdetError, read_record
 from mimdet.results import load, took
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT = r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|s\b|hours?\b|days?\b|[KMG]i?B\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b|x faster|times (?:as|faster))'
-NUMBER = re.compile(rf'(?<![\w.])(\d+\.\d+(?!\.?\w)|\d+\.\d+(?=x )|\d+(?= ?{UNIT})|(?<=AP of )\d+|(?<=AP50 of )\d+)')
+UNIT = r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|M parameters\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b|x faster|times (?:as|faster))'
+NUMBER = re.compile(rf'(?<![\w.])(\d+\.\d+(?!\.?\w)|\d+\.\d+(?=x\b)|\d+(?:\.\d+)?(?= ?{UNIT})|(?<=AP of )\d+|(?<=AP50 of )\d+)')
 
 def prose(text):
     "Markdown without what is no statement: code, formulas, link targets, addresses."

@@ -2,12 +2,11 @@
 
 Before: how many runs there are and how long they will take, and which files are missing. While it runs: what is done, and what is left.
 A run that fails does not stop the others; at the end it is named with its log."""
-import argparse, fcntl, os, re, subprocess, sys, threading, time
+import argparse, fcntl, os, re, shutil, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record
 from mimdet.study import AUTHORS, OVERHEAD, asked, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
-from run_notebook import count_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -18,12 +17,20 @@ def command(profile, target, cores, *options):
     # snakemake's own lock outlives a killed run; ours does not
     return ['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
 
+def visible_gpus():
+    "The names by which CUDA knows the GPUs that it may use; none without a driver."
+    told = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if told is not None: return [name for name in told.split(',') if name]
+    if not shutil.which('nvidia-smi'): return []
+    lines = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout.splitlines()
+    return [str(k) for k in range(sum(line.startswith('GPU ') for line in lines))]
+
 def on_this_machine(study, names):
-    "Options that keep runs from taking more GPUs than there are. Raises `MimdetError` if one needs more."
-    there = count_gpus()
+    "Options and environment that share out the GPUs among runs. Raises `MimdetError` if one needs more than there are."
+    there = visible_gpus()
     for job in (study.jobs[n] for n in names):
-        if job.gpus > max(1, there): raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {there}: set train.common.gpus in profiles/{study.profile}.yaml, or run it on a cluster (profiles/slurm)')
-    return ['--resources', f'gpu_places={there*study.gpu_share}'] if there else []
+        if job.gpus > max(1, len(there)): raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {len(there)}: set train.common.gpus in profiles/{study.profile}.yaml, or run it on a cluster (profiles/slurm)')
+    return (['--resources', f'gpu_places={len(there)*study.gpu_share}'], dict(MIMDET_GPUS=','.join(there))) if there else ([], {})
 
 def waiting(study, *call):
     "The jobs that snakemake would run."
@@ -126,9 +133,9 @@ def main(profile, target, cores, dry, options, lock):
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)
     if absent: complain(study, absent)
     if dry: return
-    if not elsewhere: call += *on_this_machine(study, left),
+    options, environment = ([], {}) if elsewhere else on_this_machine(study, left)
     progress = Progress(study, seconds, wall)
-    running = subprocess.Popen(command(profile, *call, *QUIET), cwd=ROOT, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
+    running = subprocess.Popen(command(profile, *call, *options, *QUIET), cwd=ROOT, env=os.environ | environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
     progress.start()
     try: code = running.wait()
     except KeyboardInterrupt: # snakemake was told too: let it put its house in order

@@ -37,9 +37,11 @@ def strange(record, source):
 def differs(record, job):
     "The first parameter of a run that its record has with another value."
     asked, had = job.parameters | job.parameters.get('settings', {}), record['params']
-    names = ['options', 'train', 'val', 'steps', 'batch', 'decoder_depth', 'model', 'recipe', 'changes', 'initialisation', 'seed', 'strategy', 'height', 'width', 'rounds', 'repeats']
-    if had.get('train_ratio'): names += ['ratios', 'seeds', 'ensembles', 'agreement_ratios'] # else nothing is sampled
-    return next((k for k in names if k in asked and k in had and asked[k] != had[k]), None)
+    may = {'threads', 'gpus'} # change how fast a run is, not what it is
+    if record['kind'] == 'evaluate' and not had['train_ratio']: may |= {'ratios', 'seeds', 'ensembles', 'agreement_ratios'} # nothing is sampled
+    told = {k: v for k, v in asked.items() if k in had and k not in may and not (isinstance(v, str) and isinstance(had[k], list))} # such as recipes: paper
+    if 'overrides' in told: told['overrides'] = [o for o in told['overrides'] if not o.startswith('train.log_period')]
+    return next((k for k, v in told.items() if v != had[k]), None)
 
 def check_figures(study):
     "Complaints about a profile's tables and figures."
@@ -55,6 +57,7 @@ def check_figures(study):
             elif made[name].suffix in TABLES and made[name].read_bytes() != shown[name].read_bytes(): yield f'{where} is stale: its records make another table (make figures PROFILE={study.profile})'
             elif made[name].suffix not in TABLES and read_digest(shown[name]) is None: yield f'{where} does not say which records it was drawn from'
             elif read_digest(made[name]) != read_digest(shown[name]): yield f'{where} is stale: it was drawn from other records (make figures PROFILE={study.profile})'
+            elif made[name].read_bytes() != shown[name].read_bytes(): print(f'note  {where}: drawn anew it is another file, by other code or on another kind of machine')
 
 def committed():
     "The profiles of which git knows records or figures."
