@@ -4,6 +4,7 @@ PROFILE ?= quick
 TARGET  ?= all
 CORES   ?= all
 FLAGS   ?=
+PORT    ?= 8000
 
 # An active conda environment named mimdet is used as it is; everywhere else a virtual environment is made here.
 ifeq ($(CONDA_DEFAULT_ENV),mimdet)
@@ -19,7 +20,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures verify test readme lab lock bundle clean clean-runs
+.PHONY: help setup reproduce figures verify test docs docs-serve readme lab lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -41,6 +42,12 @@ verify: setup ## is all that is shown still what was measured? records, tables, 
 
 test: setup ## all tests: notebooks, tests/, and the project's own order
 	@$(RUN) python tools/test.py
+
+docs: setup ## the site in _docs, from the notebooks with their outputs (FLAGS=--fast: run none)
+	@$(RUN) python tools/docs.py $(FLAGS)
+
+docs-serve: docs ## the site at http://127.0.0.1:8000 (PORT=8000)
+	@$(RUN) python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
 readme: setup ## write README.md from nbs/index.ipynb
 	@$(RUN) python tools/readme.py

@@ -1,0 +1,282 @@
+"""The docs site from the notebooks: `python tools/docs.py [--fast] [--out _docs]`; `make docs` calls this.
+
+Notebooks are shown with their outputs, from the copies in build/executed that `make test` leaves, as long as these hold the notebook's code. Others are run first,
+or, with --fast, shown without outputs. Quarto renders where it is installed, smalldocs elsewhere; what smalldocs makes is then mended to work without network and
+without a server: formulas as MathML, the search index as a script, no fonts from elsewhere. At last every link of every page is followed (tools/check_docs.py)."""
+import argparse, ast, html, json, posixpath, re, shutil, subprocess, sys, time
+from itertools import combinations
+from pathlib import Path
+import nbformat, yaml
+from nbformat.v4 import new_markdown_cell, new_raw_cell
+from check_docs import check
+from test_notebooks import ROOT, SETTINGS, directives, notebooks
+from mimdet._modidx import d as INDEX
+from mimdet.core import MimdetError, complaining, read_record
+from mimdet.results import digest, read_digest
+from mimdet.study import profiles, read_study
+
+NBS, EXECUTED, SOURCE = ROOT/'nbs', ROOT/'build'/'executed', ROOT/'build'/'docs'
+GIT = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}'
+ALWAYS = 'index.ipynb' # shows tables, which change without its code
+ALONE = 'index.ipynb', 'method.ipynb', 'contributing.ipynb' # no part of the library
+FOLDERS = dict(tutorials='Tutorials', experiments='Experiments', figures='Tables and figures')
+ABOUT = dict(tutorials='The library put to use, from a first look to models and data of your own.',
+             experiments='The programs that papermill runs with the parameters of a profile. As they stand here, they run for a few steps.',
+             figures='The notebooks that draw tables and figures from run records. As they stand here, they draw what the committed records hold.')
+
+# --- names and links ---
+
+def placed(path):
+    "A notebook's path in the site: numbers are left out, as nbdev does."
+    return re.sub(r'(^|/)\d+[a-z]?_', r'\1', path)
+
+def symbols():
+    "Modules and names of the library that mean one thing only, each with its page and anchor."
+    found = {}
+    for module, names in INDEX['syms'].items():
+        short = module.split('.')[1]
+        found[module] = {f'{short}.html'}
+        for full, (target, _) in names.items():
+            name = full.removeprefix(f'{module}.')
+            if not re.search(r'(^|\.)_', name) and '.' not in name:
+                for key in (name, f'{short}.{name}', full): found.setdefault(key, set()).add(target)
+    return {name: targets.pop().replace('.html', '.ipynb') for name, targets in found.items() if len(targets) == 1}
+
+SYMBOLS = symbols()
+
+def linked(target, home, place):
+    "A link of a notebook in the folder `home` of nbs, as a page in the folder `place` of the site has it."
+    path = posixpath.normpath(posixpath.join('nbs', home, target))
+    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path): path = f'study/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
+    elif path.removeprefix('nbs/') in FOLDERS: path = f'{path[4:]}/index.md'
+    elif path.startswith('nbs/'): path = placed(path[4:])
+    elif not path.startswith('figures/'): return f'{GIT}/{path}'
+    return posixpath.relpath(path, place or '.')
+
+def relinked(text, home, place=None):
+    "Markdown as the site has it: links followed to where their targets are, and names of the library linked to their reference."
+    place = home if place is None else place
+    def link(found): return found[0] if not found[2] or re.match(r'[a-z]+:', found[2]) else f'{found[1]}({linked(found[2], home, place)}{found[3] or ""})'
+    def name(found):
+        target = SYMBOLS.get(found[1].removesuffix('()'))
+        return f'[{found[0]}]({posixpath.relpath(target, place or ".")})' if target else found[0]
+    parts = re.split(r'(^```.*?^```$)', text, flags=re.S | re.M) # code stays
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r'(\[[^\]\n]*\])\(([^)\s#]*)(#[^)\s]*)?\)', link, parts[i])
+        parts[i] = re.sub(r'(?<![\[`])`([\w.]+(?:\(\))?)`(?![\]`])', name, parts[i])
+    return ''.join(parts)
+
+# --- notebooks ---
+
+def executed(path):
+    "The copy of a notebook that was run, if its code is still the notebook's; else None."
+    nb, copy = nbformat.read(path, 4), EXECUTED/path.relative_to(NBS)
+    if all(c.cell_type != 'code' for c in nb.cells): return nb
+    ran = nbformat.read(copy, 4) if copy.exists() else None
+    return ran if ran and [c.source for c in ran.cells] == [c.source for c in nb.cells] else None
+
+def run(paths):
+    "Run notebooks and keep their copies."
+    command = [sys.executable, 'tools/test_notebooks.py', '--keep', str(EXECUTED.relative_to(ROOT)), *map(str, paths)]
+    if paths and subprocess.run(command, cwd=ROOT).returncode: raise MimdetError('a notebook failed, see above: mend it, or show it without outputs (make docs FLAGS=--fast)')
+
+def opening(nb):
+    "Title, description and what else there is in a notebook's first cell."
+    found = re.match(r'# (.+)\n+> (.+)\n*', nb.cells[0].source)
+    if not found: raise MimdetError('begins without  # title  and  > description')
+    return found[1], re.sub(r'[`*]|\[([^\]]*)\]\([^)]*\)', r'\1', found[2]), nb.cells[0].source[found.end():]
+
+def signature(node):
+    "How a function or class is called, as Python."
+    if isinstance(node, ast.FunctionDef): return f'{node.name}({ast.unparse(node.args)})' + (f' -> {ast.unparse(node.returns)}' if node.returns else '')
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None)
+    fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
+    return f'{node.name}({re.sub("^self(, )?", "", ast.unparse(init.args)) if init else ", ".join(fields)})'
+
+def reference(code, module):
+    "Name, signature, docstring and link to the source of what an exported cell defines, as Markdown."
+    lines = {n.name: n.lineno for n in ast.parse((ROOT/'mimdet'/f'{module}.py').read_text()).body if hasattr(n, 'name')}
+    for node in ast.parse(code).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != '_':
+            target, file = INDEX['syms'][f'mimdet.{module}'][f'mimdet.{module}.{node.name}']
+            yield (f'### {node.name} {{#{target.partition("#")[2]}}}\n\n::: {{.reference}}\n```python\n{signature(node)}\n```\n\n'
+                   f'{ast.get_docstring(node) or ""} [source]({GIT}/{file}#L{lines[node.name]})\n:::')
+
+def visible(output):
+    "Is an output worth a place on the page? Not progress, warnings, the name of a figure, or a widget, which needs a kernel."
+    data = output.get('data', {})
+    if output.get('name') == 'stderr' or 'application/vnd.jupyter.widget-view+json' in data: return False
+    return 'image/png' in data or not data.get('text/plain', '').startswith('<Figure')
+
+def stage(nb, target, source, note=''):
+    "Write a notebook into the site's source; returns its entry for lists."
+    home, place, module, section = posixpath.dirname(source)[4:], posixpath.dirname(target), Path(target).stem, ''
+    try: title, description, rest = opening(nb)
+    except MimdetError as e: raise MimdetError(f'{source} {e}') from None
+    front = yaml.safe_dump(dict(title=title, description=description), allow_unicode=True, width=1000)
+    cells = [new_raw_cell(f'---\n{front}---'), new_markdown_cell(f'[{source}]({GIT}/{source}){{.notebook-source}} {note}\n\n{relinked(rest, home, place)}')]
+    for cell in nb.cells[1:]:
+        if cell.cell_type == 'markdown':
+            section = (re.findall(r'^#+ (.+)$', cell.source, re.M) or [section])[-1]
+            cell.source = relinked(cell.source, home, place)
+        elif cell.cell_type == 'code':
+            found = directives(cell.source)
+            if not cell.source.strip() or found.keys() & {'hide', 'default_exp'}: continue
+            if 'export' in found and not place: cells += map(new_markdown_cell, reference(cell.source, module))
+            cell.outputs = [o for o in cell.outputs if visible(o)]
+            for o in cell.outputs:
+                if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = relinked(o.data['text/markdown'], home, place)
+            cell.source = re.sub(r'^#\|(?! *(echo|fig-)).*\n?', '', cell.source, flags=re.M)
+            if any('image/png' in o.get('data', {}) for o in cell.outputs) and 'fig-alt' not in found:
+                cell.source = f'#| fig-alt: {json.dumps(f"{title}: {section or description}", ensure_ascii=False)}\n{cell.source}'
+        cells.append(cell)
+    nb.cells = cells
+    for i, cell in enumerate(cells): cell.id = f'c{i}'
+    (SOURCE/target).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, SOURCE/target)
+    return title, target, description
+
+# --- pages without a notebook ---
+
+def write(target, title, description, text, **options):
+    "A page from Markdown; returns its entry for lists."
+    (SOURCE/target).parent.mkdir(parents=True, exist_ok=True)
+    (SOURCE/target).write_text(f'---\n{yaml.safe_dump(dict(title=title, description=description, **options), allow_unicode=True, width=1000)}---\n\n{text}\n', encoding='utf-8')
+    return title, target, description
+
+def listing(target, title, description, entries, text=''):
+    "A page that lists others."
+    lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}' for t, where, d in entries]
+    return write(target, title, description, '\n'.join([text, '', *lines]), search=False)
+
+def made_from(study, job, digested):
+    "The records of a table or figure: of what its job waits for, and of what all runs start from, those kinds whose common digest it bears; else all."
+    there = {n: read_record(ROOT/j.record) for n, j in study.jobs.items() if j.record and (ROOT/j.record).exists() and (n in job.needs or j.kind in ('data', 'pretrain'))}
+    kinds = sorted({r['kind'] for r in there.values()})
+    for chosen in (c for n in range(1, len(kinds) + 1) for c in combinations(kinds, n)):
+        names = [n for n, r in there.items() if r['kind'] in chosen]
+        if digest([there[n] for n in names]) == digested: return names
+    return list(there)
+
+def shown(study, job, books):
+    "A table or figure of a study with where it comes from, as Markdown."
+    table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
+    digested = read_digest(table if table.exists() else ROOT/job.outputs[0])
+    title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
+    parts = [f'## {title} {{#{job.name}}}', f'*{question}*', relinked(rest.split('\n\n')[0], 'figures', 'study')]
+    if table.exists(): parts.append(re.sub(r'^#', '##', table.read_text(), flags=re.M))
+    else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
+    files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
+    names = ', '.join(f'[{n}](#record-{n})' for n in made_from(study, job, digested))
+    program = f'[notebook](../{job.notebook[4:]})' + (f', [as run]({books[job.name]})' if job.name in books else '')
+    parts.append(f'::: {{.origin}}\nMade from the records {names} (common digest {digested}) by this {program}. Files: {", ".join(files)}.\n:::')
+    return '\n\n'.join(parts)
+
+def records(study):
+    "A study's run records as a Markdown table."
+    yield '## Records {#records}\n\nEverything above is made from these. SHA-256: the first digits of what each record holds of itself.\n'
+    yield '| record | kind | SHA-256 | date | commit | seconds |\n|---|---|---|---|---|---|'
+    for path in sorted((ROOT/study.records).glob('*.json')):
+        r = read_record(path)
+        yield (f'| <span id="record-{r["name"]}"></span>[{r["name"]}]({GIT}/{study.records}/{path.name}) | {r["kind"]} | `{r["sha256"][:16]}` | {r["date"][:10]} '
+               f'| `{r["git"]["commit"][:7]}` | {r["wall_seconds"]:.0f} |')
+
+def study_pages(name):
+    "The page of a profile's tables and figures, and those of its executed notebooks, if they are here."
+    study, books, runs = read_study(name, ROOT/'profiles'), {}, []
+    for job in study.jobs.values():
+        if (ROOT/job.executed).exists():
+            books[job.name] = f'{name}/{job.name}.ipynb'
+            nb = nbformat.read(ROOT/job.executed, 4)
+            nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}', nb.cells[0].source)
+            runs.append(stage(nb, f'study/{books[job.name]}', job.notebook, f'as papermill ran it for the study [{name}](../{name}.md)'))
+    shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'), dirs_exist_ok=True)
+    drawn = [job for job in study.jobs.values() if job.kind == 'figure' and (ROOT/job.outputs[0]).exists()]
+    comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1].split('. ')[0].removesuffix('.') + '.'
+    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; [study](../study.ipynb) turns it into jobs.',
+             *(shown(study, job, books) for job in drawn), '\n'.join(records(study))]
+    if runs: parts.append('## Executed notebooks\n\n' + '\n'.join(f'- [{t}]({where.removeprefix("study/")}): {d}' for t, where, d in runs))
+    else: parts.append(f'## Executed notebooks\n\nNone here: they are not part of the repository. `make reproduce PROFILE={name}` makes them.')
+    return write(f'study/{name}.md', f'Study: {name}', comment, '\n\n'.join(parts))
+
+# --- the site ---
+
+def make_source():
+    "Everything that the renderer reads, in build/docs."
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(NBS/'assets', SOURCE/'assets')
+    shutil.copy(NBS/'_quarto.yml', SOURCE)
+    entries = {}
+    for path in sorted(notebooks([NBS])):
+        nb, target = executed(path), placed(str(path.relative_to(NBS)))
+        note = '' if nb else 'shown without outputs'
+        entries.setdefault(posixpath.dirname(target), []).append(stage(nb or nbformat.read(path, 4), target, str(path.relative_to(ROOT)), note))
+    alone = {where: (t, where, d) for t, where, d in entries[''] if where in ALONE}
+    library = [e for e in entries[''] if e[1] not in alone]
+    lists = {f: listing(f'{f}/index.md', title, ABOUT[f], entries[f]) for f, title in FOLDERS.items()}
+    reference_list = listing('library.md', 'Library', 'The notebooks that the package is made from, in reading order.', library)
+    studies = [study_pages(p) for p in profiles(ROOT/'profiles') if p != 'smoke' and (ROOT/'figures'/p).exists()]
+    overview = listing('study/index.md', 'The study', 'Tables and figures of each profile that has been run, with the records they are made from.', studies,
+                       'A profile says which models are trained on what, how often, and at which sample ratios they are evaluated. What is shown was drawn from its run records, nothing else.')
+    def item(entry): return dict(text=entry[0], href=entry[1])
+    def section(entry, *contents): return dict(section=entry[0], href=entry[1], contents=[*map(item, contents)])
+    start, method, contributing = (item(alone[where]) for where in ALONE)
+    contents = [start, method, section(reference_list, *library), section(overview, *studies, lists['experiments'], lists['figures']), section(lists['tutorials'], *entries['tutorials']), contributing]
+    (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar=dict(style='docked', contents=contents))), allow_unicode=True, sort_keys=False))
+
+def replaced(path, old, new):
+    "Replace what must be in a file of smalldocs; a version without it needs another mend."
+    text = path.read_text(encoding='utf-8')
+    if text.count(old) != 1: raise MimdetError(f'{path.name} of this smalldocs lacks  {old}: tools/docs.py mends the release that requirements.lock names')
+    path.write_text(text.replace(old, new), encoding='utf-8')
+
+def mathml(found):
+    "A formula as MathML."
+    from latex2mathml.converter import convert
+    return convert(html.unescape(found[2]), display='block' if found[1] == 'display' else 'inline')
+
+SEARCH = {'const r = await fetch(offset + "search.json");': "await new Promise((done) => Object.assign(document.head.appendChild(document.createElement('script')), { onload: done, src: offset + 'search.js' }));",
+          'index = await r.json();': 'index = window.searchIndex;', 'fuse ? fuse.search(q, { limit }).map((h) => h.item)': 'fuse ? window.ranked(index, q, limit)'}
+
+def render_smalldocs(out):
+    "The site by smalldocs, mended to work from a disk without network; returns complaints."
+    from smalldocs.config import BuildError, ConfigError, load
+    from smalldocs.site import Site
+    try:
+        site = Site(load(SOURCE), quiet=True)
+        site.out = out
+        site.build()
+    except (BuildError, ConfigError) as e: raise MimdetError(f'smalldocs: {e}') from None
+    for path in out.rglob('*.html'):
+        text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, path.read_text(encoding='utf-8'), flags=re.S)
+        path.write_text(re.sub(r'<(link|script)[^>]*katex[^>]*>(</script>)?', '', text), encoding='utf-8')
+    for path in (out/'site_libs').rglob('*.css'):
+        text = path.read_text(encoding='utf-8')
+        if 'googleapis' in text: path.write_text(re.sub(r'@import url\([^)]*googleapis[^)]*\);?', '', text), encoding='utf-8')
+    script = out/'site_libs'/'smalldocs.js'
+    for old, new in SEARCH.items(): replaced(script, old, new)
+    (out/'search.js').write_text(f'window.searchIndex = {(out/"search.json").read_text(encoding="utf-8")}\n{(NBS/"assets"/"search.js").read_text()}', encoding='utf-8')
+    return site.warnings
+
+def render_quarto(out):
+    "The site by Quarto; returns complaints."
+    return ['quarto failed, see above']*(subprocess.run(['quarto', 'render', str(SOURCE), '-M', 'html-math-method:mathml', '--output-dir', str(out)]).returncode != 0)
+
+RENDERERS = dict(quarto=render_quarto, smalldocs=render_smalldocs)
+
+def main():
+    parser = argparse.ArgumentParser(description='Make the docs site.')
+    parser.add_argument('--fast', action='store_true', help='run no notebook but the start page; those without a fresh copy in build/executed are shown without outputs')
+    parser.add_argument('--renderer', choices=RENDERERS, default='quarto' if shutil.which('quarto') else 'smalldocs', help='default: quarto where it is installed')
+    parser.add_argument('--out', type=lambda p: Path(p).resolve(), default=ROOT/'_docs', help='folder of the site (default: _docs)')
+    args = parser.parse_args()
+    started = time.time()
+    run([p for p in notebooks([NBS]) if p == NBS/ALWAYS or not args.fast and not executed(p)])
+    make_source()
+    complaints = [*RENDERERS[args.renderer](args.out), *check(args.out)]
+    for line in complaints: print('FAIL ', line)
+    if complaints: sys.exit(f'{len(complaints)} complaints')
+    print(f'{args.out}: {len(list(args.out.rglob("*.html")))} pages in {time.time() - started:.0f} s; open {args.out/"index.html"}, or make docs-serve')
+
+if __name__ == '__main__':
+    with complaining('docs'): main()
