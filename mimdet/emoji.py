@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .core import MimdetError, atomic_path, command, read_json, rng_for, sha256, write_json
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4

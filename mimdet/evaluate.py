@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'member_seed', 'aver
            'StemAlone', 'fit_stem_alone', 'decoder_replaced', 'evaluate', 'examples', 'watching_samples', 'load_run',
            'load_published', 'with_coco_names', 'mimdet_evaluate', 'format_rows', 'check_classes', 'mimdet_predict']
 
-# %% ../nbs/14_evaluate.ipynb #02-a32a8265
+# %% ../nbs/14_evaluate.ipynb #02-927f3380
 import contextlib, io, time
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 import mimdet.compat
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
