@@ -31,8 +31,8 @@ def test_every_notebook_has_a_page(site):
 
 def test_start_page_shows_the_committed_tables(site):
     shown = text(site/'index.html')
-    for table in ('table_main', 'table_ratio'):
-        for row in (ROOT/'figures'/'quick'/f'{table}.md').read_text().partition('\n\n')[0].splitlines()[2:]:
+    for table in ('table_main', 'table_ratio', 'table_ablations'):
+        for row in (ROOT/'figures'/'demo'/f'{table}.md').read_text().partition('\n\n')[0].splitlines()[2:]:
             assert ' '.join(cell.strip() for cell in row.strip('| ').split('|')) in shown
 
 def test_every_figure_of_the_study_names_its_records(site):
