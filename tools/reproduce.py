@@ -133,9 +133,9 @@ def main(profile, target, cores, dry, options, lock):
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)
     if absent: complain(study, absent)
     if dry: return
-    options, environment = ([], {}) if elsewhere else on_this_machine(study, left)
+    limits, environment = ([], {}) if elsewhere else on_this_machine(study, left)
     progress = Progress(study, seconds, wall)
-    running = subprocess.Popen(command(profile, *call, *options, *QUIET), cwd=ROOT, env=os.environ | environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
+    running = subprocess.Popen(command(profile, *call, *limits, *QUIET), cwd=ROOT, env=os.environ | environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
     progress.start()
     try: code = running.wait()
     except KeyboardInterrupt: # snakemake was told too: let it put its house in order
