@@ -2,7 +2,7 @@
 # Each run also leaves its executed notebook below runs/, which is not in git: a fresh clone has none, so there everything runs.
 import json, sys
 from mimdet.core import MimdetError
-from mimdet.study import inputs, minutes, read_study, targets
+from mimdet.study import inputs, minutes, priority, read_study, targets
 
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')
@@ -23,5 +23,6 @@ for job in jobs.values():
         output: list(job.outputs), executed=job.executed
         params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
         threads: job.threads
+        priority: priority(study, job)
         resources: gpu=job.gpus, gpu_places=study.gpu_places(job), runtime=minutes(study, job)
         shell: 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

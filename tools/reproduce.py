@@ -6,7 +6,7 @@ import argparse, fcntl, os, re, shutil, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record
-from mimdet.study import AUTHORS, OVERHEAD, asked, estimate, gpu_hours, inputs, missing, probe, read_study, schedule, targets
+from mimdet.study import AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, inputs, missing, probe, rates_before, read_study, schedule, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -52,17 +52,19 @@ def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seco
 
 def plan(study, left, cores, elsewhere):
     "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
-    known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in ('pretrain', 'train', 'evaluate')]
+    known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in RATES]
     if elsewhere or any(study.jobs[n].gpus > 1 for n in left):
         hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
         print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
               f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
         seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
         return seconds, sum(seconds.values())
-    rates = probe(study) if {*heavy} - {*known} else dict(train=1, forward=1)
+    rates = rates_before(study, known)
+    probed = not {RATES[study.jobs[n].kind] for n in heavy if n not in known} <= {*rates}
+    if probed: rates = probe(study)
     seconds = estimate(study, left, rates, known)
     wall = schedule(study, seconds, cores)
-    how = f'by a probe: {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if {*heavy} - {*known} else 'by what they took before on such a machine'
+    how = f'by a probe: {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if probed else 'by what was done before on such a machine'
     print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {span(wall)} on {cores} cores, {how}', flush=True)
     for kind in dict.fromkeys(study.jobs[n].kind for n in left):
         ours = [n for n in left if study.jobs[n].kind == kind]
