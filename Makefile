@@ -52,8 +52,8 @@ docs-serve: docs ## the site at http://127.0.0.1:8000 (PORT=8000)
 readme: setup ## write README.md from nbs/index.ipynb
 	@$(RUN) python tools/readme.py
 
-lab: setup ## open the tutorials in JupyterLab
-	@$(RUN) jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/tutorials/explore.ipynb $(FLAGS)
+lab: setup ## open the tutorials in JupyterLab, which saves notebooks without outputs
+	@$(RUN) PYTHONPATH=tools jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/tutorials/explore.ipynb --FileContentsManager.pre_save_hook=clean_notebooks.before_save $(FLAGS)
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
 	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock

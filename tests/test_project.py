@@ -1,5 +1,5 @@
 """The project's own order: what is generated is up to date, modules keep their layers, versions agree, and the tools do what they say."""
-import ast, configparser, filecmp, graphlib, importlib, os, re, shutil, subprocess, sys, tomllib
+import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, socket, subprocess, sys, time, tomllib, urllib.error, urllib.request
 from pathlib import Path
 import nbformat, pytest
 import mimdet
@@ -29,8 +29,9 @@ def regenerated(tmp_path_factory):
     shutil.copytree(ROOT/'nbs', copy/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (copy/'mimdet').mkdir()
     for name in ('settings.ini', 'pyproject.toml', 'README.md', 'mimdet/__init__.py'): shutil.copy(ROOT/name, copy/name)
-    for command in ('nbdev_export', 'nbdev_clean'):
-        done = run(Path(sys.executable).parent/command, cwd=copy)
+    shutil.copytree(ROOT/'tools', copy/'tools', ignore=shutil.ignore_patterns('__pycache__'))
+    for command in ([Path(sys.executable).parent/'nbdev_export'], [sys.executable, 'tools/clean_notebooks.py']):
+        done = run(*command, cwd=copy)
         assert done.returncode == 0, done.stderr
     return copy
 
@@ -41,7 +42,36 @@ def differing(a, b, pattern):
 
 def test_library_is_exported(regenerated): assert differing(ROOT/'mimdet', regenerated/'mimdet', '*.py') == [], 'run nbdev_export'
 
-def test_notebooks_are_clean(regenerated): assert differing(ROOT/'nbs', regenerated/'nbs', '*.ipynb') == [], 'run nbdev_clean'
+def test_notebooks_are_clean(regenerated): assert differing(ROOT/'nbs', regenerated/'nbs', '*.ipynb') == [], 'run python tools/clean_notebooks.py'
+
+def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
+    "The server as `make lab` starts it; what its page would send when a notebook that was run is saved."
+    nbs = tmp_path/'nbs'
+    (nbs/'experiments').mkdir(parents=True)
+    shutil.copy(ROOT/'nbs'/'experiments'/'train.ipynb', nbs/'experiments')
+    shutil.copytree(ROOT/'tools', tmp_path/'tools', ignore=shutil.ignore_patterns('__pycache__'))
+    command = run('make', '-n', 'lab', cwd=ROOT).stdout.splitlines()[-1].lstrip('@')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(f'exec env {command} --no-browser --allow-root --port={port} --IdentityProvider.token=test', shell=True, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def ask(content=None):
+        request = urllib.request.Request(f'http://127.0.0.1:{port}/api/contents/experiments/train.ipynb', content and json.dumps(content).encode(), dict(Authorization='token test'), method='PUT' if content else 'GET')
+        with urllib.request.urlopen(request, timeout=30) as answer: return json.load(answer)
+    try:
+        for _ in range(300):
+            try: model = ask()
+            except urllib.error.URLError: time.sleep(.2)
+            else: break
+        for n, cell in enumerate(c for c in model['content']['cells'] if c['cell_type'] == 'code'):
+            cell |= dict(execution_count=n, outputs=[dict(output_type='stream', name='stdout', text='done\n')])
+            cell['metadata'] |= dict(execution={'iopub.execute_input': '2026-01-01T00:00:00Z'}, scrolled=True)
+        model['content']['metadata']['language_info'] = dict(name='python', version='3.11.0')
+        ask(model)
+    finally:
+        server.terminate()
+        server.wait()
+    assert (nbs/'experiments'/'train.ipynb').read_text() == (ROOT/'nbs'/'experiments'/'train.ipynb').read_text()
 
 def test_readme_is_made_from_index(monkeypatch):
     if run('git', 'status', '--porcelain', 'figures/quick', 'results/runs/quick', cwd=ROOT).stdout: pytest.skip('the study was run anew here; README.md tells of the committed run')
