@@ -275,7 +275,7 @@ def differences(
     shown = lambda values, key: repr(values[key]) if key in values else 'nothing'
     return [f'{k}: {shown(old, k)} -> {shown(new, k)}' for k in old | new if shown(old, k) != shown(new, k)]
 
-# %% ../nbs/11_recipes.ipynb #20-455c9f97
+# %% ../nbs/11_recipes.ipynb #22-455c9f97
 PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parameters, as reported by the authors of MIMDet
     'mimdet_base_v1_sr0.25_3x': (49.9, 44.7, 127.56), 'mimdet_base_v1_sr0.25_3x_bs16': (49.9, 44.6, 127.56), 'mimdet_base_v1_sr0.5_3x': (51.5, 46.0, 127.56),
     'mimdet_large_v1_sr0.5_3x': (53.3, 47.5, 345.27), 'mimdet_base_v2_sr0.5_3x': (51.7, 46.2, 127.96), 'mimdet_large_v2_sr0.5_3x': (54.3, 48.2, 349.33),
@@ -311,7 +311,7 @@ def parameter_count(
     from mimdet.detector import build
     with torch.device('meta'): return sum(p.numel() for p in build(config(name, **overrides)).parameters())
 
-# %% ../nbs/11_recipes.ipynb #23-14bb0e4c
+# %% ../nbs/11_recipes.ipynb #25-14bb0e4c
 @command
 def mimdet_models(
     name:Param('show this recipe as YAML, and how it differs from the paper\'s; default: list all', nargs='?', opt=False)='',

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from .core import MimdetError, rng_for
 
-# %% ../nbs/02_sampler.ipynb #05-f54a7a34
+# %% ../nbs/02_sampler.ipynb #07-f54a7a34
 STRIDE = 16 # pixels along a token's side
 
 def grid_shape(
@@ -21,7 +21,7 @@ def grid_shape(
     "Token rows and columns that cover an image."
     return -(-height//STRIDE), -(-width//STRIDE)
 
-# %% ../nbs/02_sampler.ipynb #07-4d5e1988
+# %% ../nbs/02_sampler.ipynb #09-4d5e1988
 def check_ratio(ratio):
     "Return `ratio` if it lies in (0, 1], else raise `MimdetError`."
     if not 0 < ratio <= 1: raise MimdetError(f'sample ratio {ratio} is outside (0, 1]')
@@ -34,7 +34,7 @@ def keep_count(
     "How many of `n` tokens to sample at `ratio`."
     return max(1, int(n*check_ratio(ratio)))
 
-# %% ../nbs/02_sampler.ipynb #10-f560929d
+# %% ../nbs/02_sampler.ipynb #12-f560929d
 def padding_mask(
     image_sizes,             # (height, width) of each image in pixels
     padded:tuple[int, int],  # height and width of the batch in pixels
@@ -46,7 +46,7 @@ def padding_mask(
     right = torch.arange(columns)[None] >= sizes[:, 1:]   # (B, columns)
     return (below[:, :, None] | right[:, None, :]).flatten(1)
 
-# %% ../nbs/02_sampler.ipynb #13-e3d1e627
+# %% ../nbs/02_sampler.ipynb #15-e3d1e627
 PADDING_NOISE = 100. # larger than any noise a strategy makes: padding is sampled last
 
 def keep_tokens(
@@ -59,7 +59,7 @@ def keep_tokens(
     order = noise.argsort(dim=1)
     return order[:, :keep_count(noise.shape[1], ratio)].sort(dim=1).values
 
-# %% ../nbs/02_sampler.ipynb #16-e728605d
+# %% ../nbs/02_sampler.ipynb #19-e728605d
 def take(
     tokens, # (B, N, C)
     keep,   # (B, K) indices
@@ -75,7 +75,7 @@ def put(
     "The full map: `seen` at the kept positions, `fill` elsewhere."
     return fill.scatter(1, keep[..., None].expand_as(seen), seen)
 
-# %% ../nbs/02_sampler.ipynb #19-8ecbfde1
+# %% ../nbs/02_sampler.ipynb #22-8ecbfde1
 def _random(rows, columns, rng): return rng.random((rows, columns))
 
 def _grid(rows, columns, rng):
@@ -92,7 +92,7 @@ def _block(rows, columns, rng):
 
 STRATEGIES = dict(random=_random, grid=_grid, block=_block)
 
-# %% ../nbs/02_sampler.ipynb #20-1c21c51c
+# %% ../nbs/02_sampler.ipynb #23-1c21c51c
 def image_noise(
     height:int,             # of the image in pixels, without padding
     width:int,              # likewise
@@ -105,7 +105,7 @@ def image_noise(
     noise = STRATEGIES[strategy](*grid_shape(height, width), rng_for('tokens', seed, image_id))
     return torch.from_numpy(noise.astype(np.float32))
 
-# %% ../nbs/02_sampler.ipynb #24-d1f041ee
+# %% ../nbs/02_sampler.ipynb #27-d1f041ee
 def batch_noise(
     image_sizes,            # (height, width) of each image in pixels
     padded:tuple[int, int], # height and width of the batch in pixels

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# %% ../nbs/01_stem.ipynb #05-38f53809
+# %% ../nbs/01_stem.ipynb #09-38f53809
 class StemFeatures(NamedTuple):
     "What the stem hands on: two pyramid levels and the map that becomes tokens."
     c2: torch.Tensor # (B, D/4, H/4, W/4)
