@@ -8,7 +8,7 @@ __all__ = ['EMOJI', 'FIRST', 'CATEGORIES', 'CANVAS', 'GREY', 'MIN_VISIBLE', 'MIN
            'colour_matrix', 'jitter_colour', 'Scene', 'make_scene', 'annotate', 'make_dataset', 'annotation_mask',
            'contact_sheet', 'mimdet_data']
 
-# %% ../nbs/10_emoji.ipynb #02-689fc46c
+# %% ../nbs/10_emoji.ipynb #02-28446c1f
 import colorsys, difflib, math, multiprocessing, os, shutil
 from dataclasses import asdict, dataclass
 from functools import lru_cache

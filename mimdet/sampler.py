@@ -59,7 +59,7 @@ def keep_tokens(
     order = noise.argsort(dim=1)
     return order[:, :keep_count(noise.shape[1], ratio)].sort(dim=1).values
 
-# %% ../nbs/02_sampler.ipynb #19-e728605d
+# %% ../nbs/02_sampler.ipynb #20-e728605d
 def take(
     tokens, # (B, N, C)
     keep,   # (B, K) indices
@@ -75,7 +75,7 @@ def put(
     "The full map: `seen` at the kept positions, `fill` elsewhere."
     return fill.scatter(1, keep[..., None].expand_as(seen), seen)
 
-# %% ../nbs/02_sampler.ipynb #22-8ecbfde1
+# %% ../nbs/02_sampler.ipynb #23-8ecbfde1
 def _random(rows, columns, rng): return rng.random((rows, columns))
 
 def _grid(rows, columns, rng):
@@ -92,7 +92,7 @@ def _block(rows, columns, rng):
 
 STRATEGIES = dict(random=_random, grid=_grid, block=_block)
 
-# %% ../nbs/02_sampler.ipynb #23-1c21c51c
+# %% ../nbs/02_sampler.ipynb #24-1c21c51c
 def image_noise(
     height:int,             # of the image in pixels, without padding
     width:int,              # likewise
@@ -105,7 +105,7 @@ def image_noise(
     noise = STRATEGIES[strategy](*grid_shape(height, width), rng_for('tokens', seed, image_id))
     return torch.from_numpy(noise.astype(np.float32))
 
-# %% ../nbs/02_sampler.ipynb #27-d1f041ee
+# %% ../nbs/02_sampler.ipynb #28-d1f041ee
 def batch_noise(
     image_sizes,            # (height, width) of each image in pixels
     padded:tuple[int, int], # height and width of the batch in pixels

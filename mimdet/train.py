@@ -56,7 +56,7 @@ def optimizer_for(
     if len(settings.betas) != 2: raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers')
     return torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas))
 
-# %% ../nbs/15_train.ipynb #08-1828cff3
+# %% ../nbs/15_train.ipynb #10-1828cff3
 def with_classes(
     cfg:DictConfig,   # left as it is
     info:DatasetInfo, # registered data set
@@ -69,7 +69,7 @@ def with_classes(
     cfg.data.classes, cfg.data.category_ids = list(info.classes), list(info.category_ids)
     return cfg
 
-# %% ../nbs/15_train.ipynb #10-27371546
+# %% ../nbs/15_train.ipynb #12-27371546
 def identity(cfg, info)->dict:
     "What a training computes: the configuration without places, periods and how the work is shared out, with the data and the weights it starts from."
     plain = OmegaConf.to_container(cfg)
@@ -85,7 +85,7 @@ def changes_of(
     name = cfg.train.get('recipe')
     return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name))) if name in RECIPES else []
 
-# %% ../nbs/15_train.ipynb #13-f3f645fa
+# %% ../nbs/15_train.ipynb #15-f3f645fa
 def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
@@ -113,7 +113,7 @@ def what_is_in(batch)->list:
     "The images of a batch, to find them again."
     return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw']) for sample in batch]
 
-# %% ../nbs/15_train.ipynb #15-0386c395
+# %% ../nbs/15_train.ipynb #17-0386c395
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
@@ -150,7 +150,7 @@ def train(
         result['weights'] = sha256(output/'model_final.pth')
     return result | dict(seconds=before + time.time() - started)
 
-# %% ../nbs/15_train.ipynb #21-45f9d9d2
+# %% ../nbs/15_train.ipynb #23-45f9d9d2
 def is_file(source): return source.endswith(('.yaml', '.py'))
 
 def read_config(
@@ -180,7 +180,7 @@ def completed(
     if unknown: raise MimdetError(f'{source}: nothing reads {unknown[0]!r}{nearest(unknown[0], known)}')
     return OmegaConf.create(dict(model=cfg.model, **{section: OmegaConf.merge(usual[section], cfg[section]) for section in SECTIONS}))
 
-# %% ../nbs/15_train.ipynb #23-62ac15e6
+# %% ../nbs/15_train.ipynb #25-62ac15e6
 @command
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
@@ -252,7 +252,7 @@ def _worker(*arguments):
     "One of several processes: like a command, it complains in one line."
     with complaining('mimdet_train'): _work(*arguments)
 
-# %% ../nbs/15_train.ipynb #25-f1d8c254
+# %% ../nbs/15_train.ipynb #27-f1d8c254
 def train_on(
     cfg:DictConfig,   # as for `train`
     num_gpus:int=1,   # processes on this machine, one for each GPU

@@ -1,9 +1,9 @@
 """Which numbers stand in README.md and in the notebooks' prose, and where each comes from: `python tools/numbers_in_text.py`.
 
 A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, ...). It may come from a table that was made from records (then the whole line stands
-in a file of figures/), or from results/numbers.yaml, which names for each of the others the record and its field, or says why
+in a file of figures/), or from results/numbers.yaml, which names for each of the others the record and its field, or a table's row and column, or says why
 it needs none: a setting of the method, a limit, arithmetic shown beside it."""
-import re, sys
+import csv, re, sys
 from fnmatch import fnmatch
 from functools import reduce
 from operator import getitem
@@ -33,10 +33,16 @@ def table_lines():
     "{line: file} of all Markdown tables and captions that were made from records."
     return {line.strip(): str(path.relative_to(ROOT)) for path in sorted((ROOT/'figures').rglob('*.md')) for line in prose(path.read_text()).splitlines() if line.strip()}
 
+def cell(entry):
+    "A number of a table in figures/, as it stands there."
+    with (ROOT/'figures'/f'{entry["table"]}.csv').open() as file: rows = list(csv.DictReader(file))
+    return next((row[entry['column']].rstrip('%') for row in rows if row.items() >= entry['row'].items()), '')
+
 def value(entry):
     "The number that an entry of results/numbers.yaml stands for, as it must be written."
     try:
-        if 'took' in entry: found = took(load(entry['took'], ROOT/'results'/'runs'))[entry['key']]
+        if 'table' in entry: found = cell(entry)
+        elif 'took' in entry: found = took(load(entry['took'], ROOT/'results'/'runs'))[entry['key']]
         else: found = reduce(getitem, entry['field'], read_record(ROOT/'results'/'runs'/f'{entry["record"]}.json'))*entry.get('times', 1)
     except MimdetError: return None # its record is not there
     return entry.get('format', '{}').format(found)
@@ -44,6 +50,7 @@ def value(entry):
 def where(entry):
     "An entry's source in words."
     if 'why' in entry: return entry['why']
+    if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry["column"]}'
     return f'runs of profile {entry["took"]}' if 'took' in entry else f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
