@@ -48,7 +48,7 @@ def judged(
     if half is None: return 'one training: no spread known'
     return 'holds' if found['mean'] - half > least else 'does not hold' if found['mean'] + half < least else 'cannot be told'
 
-# %% ../nbs/24_claims.ipynb #11-a0fe3297
+# %% ../nbs/24_claims.ipynb #12-a0fe3297
 class Claim(NamedTuple):
     "A statement, and the difference that it is about."
     claim:str       # what is said
@@ -73,7 +73,7 @@ def _within(m, found):
     for claim, compared, least, gained in said:
         if m.ratio < 1 or least >= 0: yield Claim(claim, compared, m.key, least, gained, (gained and gained['n'],), _level(whole, own))
 
-# %% ../nbs/24_claims.ipynb #13-87a1c3a6
+# %% ../nbs/24_claims.ipynb #14-87a1c3a6
 STATEMENTS = {'encoder': 'The ViT is worth having', 'initialisation': 'MAE weights for encoder and decoder help', 'stem': 'The convolutional stem is better than patches',
               'fill': 'The mask token is not worse than features of the stem (the paper: v2 is ahead by 0.2)', 'sampling': 'Random sampling is not worse than a regular one', 'decoder depth': 'The main model\'s decoder depth is the right one'}
 NOT_WORSE = ('fill', 'sampling')

@@ -146,7 +146,7 @@ def _shared(norm):
     shared.load_state_dict(norm.state_dict())
     return shared
 
-# %% ../nbs/08_detector.ipynb #24-5f4cde78
+# %% ../nbs/08_detector.ipynb #25-5f4cde78
 @contextmanager
 def evaluating(model):
     "The model in evaluation mode and without gradients inside the block; after it in the mode it was in."

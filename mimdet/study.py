@@ -272,7 +272,7 @@ def targets(study)->dict:
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 
-# %% ../nbs/23_study.ipynb #22-a62db928
+# %% ../nbs/23_study.ipynb #24-a62db928
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported
 RATES = dict(pretrain='train', train='train', evaluate='forward') # which speed of the machine counts for a kind of job
 
@@ -357,7 +357,7 @@ def schedule(
         free += threads
     return now
 
-# %% ../nbs/23_study.ipynb #25-ca730139
+# %% ../nbs/23_study.ipynb #27-ca730139
 def probe(
     study:Study,
     device:str='auto', # cpu, cuda, ...
@@ -372,7 +372,7 @@ def probe(
     image = in_fresh_process('forward_cost', threads.get('evaluate', 1), batch=r.batch, repeats=3, **common)
     return dict(train=3*once*r.batch/min(step['seconds']), forward=once*r.batch/min(image['seconds']))
 
-# %% ../nbs/23_study.ipynb #27-4da9cc7f
+# %% ../nbs/23_study.ipynb #29-4da9cc7f
 AUTHORS = dict(recipe='mimdet_base_v1_sr0.25_3x_bs16', gpu_hours=8*54, source='hustvl/MIMDet README, v1.0.0')
 
 def gpu_hours(

@@ -52,7 +52,7 @@ def resize_positions(
     grid = F.interpolate(grid, size=(rows, columns), mode='bicubic', align_corners=False)
     return rearrange(grid, '1 c h w -> 1 (h w) c')
 
-# %% ../nbs/03_vit.ipynb #11-e14231eb
+# %% ../nbs/03_vit.ipynb #13-e14231eb
 def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
     "`depth` of timm's transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
@@ -78,7 +78,7 @@ def init_weights(module):
     for name, parameter in module.named_parameters():
         if name.endswith(('cls_token', 'mask_token')): nn.init.normal_(parameter, std=0.02)
 
-# %% ../nbs/03_vit.ipynb #12-41e6298d
+# %% ../nbs/03_vit.ipynb #14-41e6298d
 class Encoder(nn.Module):
     "A plain ViT that runs on a part of its tokens."
     def __init__(self,
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
             tokens = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], dim=1)
         return self.norm(run_blocks(self.blocks, tokens, self.checkpointing))
 
-# %% ../nbs/03_vit.ipynb #18-756efaf3
+# %% ../nbs/03_vit.ipynb #20-756efaf3
 FILLS = ('mask_token', 'stem')
 
 class Decoder(nn.Module):
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         tokens = torch.cat([class_token + self.decoder_pos_embed[:, :1], tokens], dim=1) if extra else tokens
         return self.decoder_norm(run_blocks(self.decoder_blocks, tokens, self.checkpointing))[:, extra:]
 
-# %% ../nbs/03_vit.ipynb #24-16b704b4
+# %% ../nbs/03_vit.ipynb #26-16b704b4
 def patchify(images):
     "(B, 3, H, W) -> (B, N, 768): the pixels of each patch, colours last."
     return rearrange(images, 'b c (h p) (w q) -> b (h w) (p q c)', p=STRIDE, q=STRIDE)
@@ -165,7 +165,7 @@ def patch_embedding(dim):
     "A linear map of the patches to tokens, for images of any size: (B, 3, H, W) -> (B, N, dim)."
     return PatchEmbed(None, STRIDE, 3, dim, strict_img_size=False)
 
-# %% ../nbs/03_vit.ipynb #26-6e273025
+# %% ../nbs/03_vit.ipynb #28-6e273025
 class Reconstruction(NamedTuple):
     "What the autoencoder returns."
     loss: torch.Tensor       # scalar: mean squared error over hidden patches, in units of each patch's variance
@@ -206,7 +206,7 @@ def normalised_patches(images):
     mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean)/deviation, mean, deviation
 
-# %% ../nbs/03_vit.ipynb #29-356a1761
+# %% ../nbs/03_vit.ipynb #31-356a1761
 def mae_names(
     state:dict, # state dict of a `MaskedAutoencoder`
 )->dict:
