@@ -204,7 +204,7 @@ def evaluate(
     kinds = ('bbox', 'segm') if info.masks and model.roi_heads.mask_on else ('bbox',)
     return row | {kind: average_precision(info.json, found, kind, ids) for kind in kinds}
 
-# %% ../nbs/14_evaluate.ipynb #27-2d4927c6
+# %% ../nbs/14_evaluate.ipynb #29-2d4927c6
 def examples(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
@@ -249,7 +249,7 @@ def _plain(entry, names):
     score = {'score': round(entry['score'], 4)} if 'score' in entry else {}
     return dict(category=names[entry['category_id']], bbox=[round(v, 2) for v in entry['bbox']], segmentation=dict(size=list(rle['size']), counts=counts), **score)
 
-# %% ../nbs/14_evaluate.ipynb #30-30245dd4
+# %% ../nbs/14_evaluate.ipynb #32-30245dd4
 def load_run(
     folder,            # output folder of a training
     device:str='auto', # where to put the model
@@ -286,7 +286,7 @@ def with_coco_names(
     cfg.data.classes, cfg.data.category_ids = coco['thing_classes'], list(coco['thing_dataset_id_to_contiguous_id'])
     return cfg
 
-# %% ../nbs/14_evaluate.ipynb #31-45e44ca2
+# %% ../nbs/14_evaluate.ipynb #33-45e44ca2
 def _model(run, weights, device):
     if not weights: return _from_run(run, device)
     cfg, model, report = load_published(run, weights, device)
@@ -343,7 +343,7 @@ def check_classes(cfg, info):
     for mine, theirs in zip(known or (), info.classes):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
-# %% ../nbs/14_evaluate.ipynb #34-e70ce4e3
+# %% ../nbs/14_evaluate.ipynb #36-e70ce4e3
 @command
 def mimdet_predict(
     run:str,             # output folder of mimdet_train, or a recipe name together with --weights

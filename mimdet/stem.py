@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# %% ../nbs/01_stem.ipynb #09-38f53809
+# %% ../nbs/01_stem.ipynb #09-835966d5
 class StemFeatures(NamedTuple):
     "What the stem hands on: two pyramid levels and the map that becomes tokens."
     c2: torch.Tensor # (B, D/4, H/4, W/4)
     c3: torch.Tensor # (B, D/2, H/8, W/8)
-    c4: torch.Tensor # (B, D, H/16, W/16)
+    features: torch.Tensor # (B, D, H/16, W/16)
 
 class ConvStem(nn.Module):
     "Convolutional stem (paper, section 3.2): strides 2, 4, 8, 16."
