@@ -50,7 +50,7 @@ def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
     (nbs/'experiments').mkdir(parents=True)
     shutil.copy(ROOT/'nbs'/'experiments'/'train.ipynb', nbs/'experiments')
     shutil.copytree(ROOT/'tools', tmp_path/'tools', ignore=shutil.ignore_patterns('__pycache__'))
-    command = run('make', '-n', 'lab', cwd=ROOT).stdout.splitlines()[-1].lstrip('@')
+    command = run('make', '--no-print-directory', '-n', 'lab', cwd=ROOT).stdout.splitlines()[-1]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]

@@ -334,7 +334,8 @@ def test_every_line_has_the_colour_of_its_model():
     looks = plots.looks(ordered(records))
     for name in ('ap_over_ratio', 'ap_over_cost', 'ap_by_size'):
         handles, labels = getattr(plots, name)(records).axes[0].get_legend_handles_labels()
-        assert {label: handle.get_color() for handle, label in zip(handles, labels)} == {look['label']: look['color'] for look in looks.values()}
+        colours = {label: (handle[0] if isinstance(handle, tuple) else handle).get_color() for handle, label in zip(handles, labels) if not label.endswith('of the tokens')}
+        assert colours == {look['label']: look['color'] for look in looks.values()}
     plt.close('all')
 
 def test_points_stand_at_their_values():
