@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'RECORD_SCHEMA', 'MimdetError', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256',
            'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'complaining', 'command',
            'check_parameters', 'versions', 'git_state', 'cpu_name', 'hardware', 'peak_memory_mb', 'fingerprint',
-           'make_record', 'read_record', 'encode_bytes', 'decode_bytes']
+           'make_record', 'read_record', 'run_seconds', 'encode_bytes', 'decode_bytes']
 
 # %% ../nbs/00_core.ipynb #02-98604cd0
 import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
@@ -182,7 +182,7 @@ def peak_memory_mb()->int:
     except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024**2 # macOS, in bytes
     return int(status.split('VmHWM:')[1].split()[0]) // 1024
 
-# %% ../nbs/00_core.ipynb #31-f9fb2ff0
+# %% ../nbs/00_core.ipynb #31-1d85d46d
 _TEXT, _OBJECT = dict(type='string'), dict(type='object')
 _HASHES = dict(type='object', additionalProperties=dict(type='string', pattern='^[0-9a-f]{64}$'))
 RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
@@ -228,7 +228,11 @@ def read_record(path)->dict:
         raise MimdetError(f'{path} does not match its own SHA-256: was it edited? Take the original, or run it again')
     return record
 
-# %% ../nbs/00_core.ipynb #34-fea3dc42
+def run_seconds(record)->float:
+    "Seconds that a run took, all parts of it: `wall_seconds` of a training that was resumed are those of the last."
+    return max(record['wall_seconds'], record['metrics'].get('seconds', 0))
+
+# %% ../nbs/00_core.ipynb #35-fea3dc42
 def encode_bytes(data:bytes)->str:
     "Bytes as text for JSON."
     return base64.b64encode(data).decode('ascii')

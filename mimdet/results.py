@@ -14,7 +14,7 @@ __all__ = ['INITIALISATIONS', 'FILLS', 'BACKBONES', 'TASKS', 'APS', 'SETTING', '
            'made_from', 'read_digest', 'caption', 'took', 'source_line', 'markdown', 'write_table', 'escape', 'latex',
            'save_table', 'output_folder']
 
-# %% ../nbs/16_results.ipynb #02-506d7957
+# %% ../nbs/16_results.ipynb #02-360ad304
 import hashlib, json, re, tempfile
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from .core import MimdetError, atomic_path, project_root, read_json, read_record, write_text
+from .core import MimdetError, atomic_path, project_root, read_json, read_record, run_seconds, write_text
 
 # %% ../nbs/16_results.ipynb #07-40f404df
 def load(
@@ -54,7 +54,7 @@ def of_kind(records, kind:str)->list:
     "The records of one kind, by name."
     return sorted((r for r in records if r['kind'] == kind), key=lambda r: r['name'])
 
-# %% ../nbs/16_results.ipynb #13-4ef76301
+# %% ../nbs/16_results.ipynb #13-ece2ae13
 def machine(record)->str:
     "What a run ran on."
     hardware = record['hardware']
@@ -63,7 +63,7 @@ def machine(record)->str:
 def runs_frame(records)->pd.DataFrame:
     "One row per run: kind, name, seed, device, commit, time and memory."
     return pd.DataFrame([{'kind': r['kind'], 'name': r['name'], 'seed': r['params'].get('seed'), 'device': r['hardware'].get('gpu', r['hardware'].get('cpu')),
-                          'commit': r['git'].get('commit', '')[:7], 'dirty': r['git'].get('dirty'), 'date': r['date'], 'wall seconds': r['wall_seconds'],
+                          'commit': r['git'].get('commit', '')[:7], 'dirty': r['git'].get('dirty'), 'date': r['date'], 'seconds': round(run_seconds(r), 1),
                           'peak memory MB': r['peak_memory_mb'], 'config hash': r['config_hash']} for r in sorted(records, key=lambda r: (r['kind'], r['name']))])
 
 # %% ../nbs/16_results.ipynb #16-5516755b
@@ -560,7 +560,7 @@ def read_digest(path)->str: # None if there is none
     found = re.search(rb'Made from records ([0-9a-f]{16})\.', Path(path).read_bytes())
     return found and found[1].decode()
 
-# %% ../nbs/16_results.ipynb #80-76179701
+# %% ../nbs/16_results.ipynb #80-8d8f5595
 def caption(
     records,     # those that the table or figure is made of
     what:str='', # a sentence in front
@@ -579,8 +579,8 @@ def caption(
 def _start(record): return datetime.fromisoformat(record['date']) - timedelta(seconds=record['wall_seconds'])
 
 def took(records)->dict:
-    "Minutes in which runs were under way, the machine, and the memory of its largest run in GB."
-    seconds, reached = 0, None
+    "Minutes in which runs were under way, the machine, and the memory of its largest run in GB. When the earlier parts of resumed runs were is not known: they count as if each had been alone."
+    seconds, reached = sum(run_seconds(r) - r['wall_seconds'] for r in records), None
     for r in sorted(records, key=lambda r: _start(r)):
         end = datetime.fromisoformat(r['date'])
         if reached is None or end > reached: # runs overlap: count each moment once
@@ -612,14 +612,14 @@ def _dates(records):
 
 def _commits(records): return _join(r['git'].get('commit', 'unknown')[:7] + (' (with changes)' if r['git'].get('dirty') else '') for r in records)
 
-# %% ../nbs/16_results.ipynb #83-e408aab7
+# %% ../nbs/16_results.ipynb #84-e408aab7
 HOW_CELLS_READ = 'A cell is box AP / mask AP in percent: the mean over n trainings that differ in the seed, each averaged over its samplings, ± the standard deviation over these trainings (none for a single one).'
 HOW_PUBLISHED = 'Published numbers are COCO val2017 with models of size base or large, at inference ratio 1; a difference is given on the same data only, since between data sets it would mean nothing. n/a (paper): not known to us.'
 HOW_ENCODER = ('Box AP. The encoder is in use if, against the training ratio, at least 3 AP are lost with 2% of the tokens and nothing with all of them. c4 moved: the mean square by which c4 at the training ratio '
                '(at 0.25, if that is 1) differs from c4 at ratio 1, as a share of its variance. Stem guess: c4 replaced by its best linear guess from the stem.')
 HOW_SAMPLING_SPREAD = 'Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; with several trainings the root of the mean variance.'
 
-# %% ../nbs/16_results.ipynb #85-7e9b1afb
+# %% ../nbs/16_results.ipynb #86-7e9b1afb
 def markdown(
     table, # a data frame of text
 )->str:
@@ -644,7 +644,7 @@ def write_table(
     write_text(paths[2], '\n'.join([latex(page, caption, label), *(latex(frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2))]))
     return paths
 
-# %% ../nbs/16_results.ipynb #86-6660a85a
+# %% ../nbs/16_results.ipynb #87-6660a85a
 SPECIAL = {'\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '–': '--', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '_%&#${}'}
 WIDE = 6 # columns that fit a page
 
@@ -663,7 +663,7 @@ def latex(
     if len(table.columns) <= WIDE: return text
     return text.replace(r'\begin{tabular}', '\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}').replace(r'\end{tabular}', '\\end{tabular}}')
 
-# %% ../nbs/16_results.ipynb #89-812c9590
+# %% ../nbs/16_results.ipynb #90-812c9590
 def save_table(
     table:Table,
     stem,        # path without extension
@@ -676,7 +676,7 @@ def save_table(
     cells = table.cells.assign(profile=records[0]['profile'] if records else '', **{'data set': dataset})
     return write_table(cells, stem, caption(records, note), table.page, more)[1].read_text(encoding='utf-8')
 
-# %% ../nbs/16_results.ipynb #92-6a15c4d8
+# %% ../nbs/16_results.ipynb #93-6a15c4d8
 @contextmanager
 def output_folder(
     out='', # the folder; empty: a temporary one, removed at the end

@@ -11,7 +11,7 @@ from nbformat.v4 import new_markdown_cell, new_raw_cell
 from check_docs import check
 from test_notebooks import ROOT, SETTINGS, directives, notebooks
 from mimdet._modidx import d as INDEX
-from mimdet.core import MimdetError, complaining, read_record
+from mimdet.core import MimdetError, complaining, read_record, run_seconds
 from mimdet.results import digest, read_digest
 from mimdet.study import profiles, read_study
 
@@ -179,7 +179,7 @@ def records(study):
     for path in sorted((ROOT/study.records).glob('*.json')):
         r = read_record(path)
         yield (f'| <span id="record-{r["name"]}"></span>[{r["name"]}]({GIT}/{study.records}/{path.name}) | {r["kind"]} | `{r["sha256"][:16]}` | {r["date"][:10]} '
-               f'| `{r["git"]["commit"][:7]}` | {r["wall_seconds"]:.0f} |')
+               f'| `{r["git"]["commit"][:7]}` | {run_seconds(r):.0f} |')
 
 def study_pages(name):
     "The page of a profile's tables and figures, and those of its executed notebooks, if they are here."

@@ -4,7 +4,7 @@ For records that were made elsewhere: copy their files to results/runs/<profile>
 import io, sys
 from contextlib import redirect_stdout
 from pathlib import Path
-import matplotlib
+import matplotlib.pyplot as plt
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -25,12 +25,13 @@ def draw(notebook, parameters):
     shell.reset()
     for cell in parameterize_notebook(load_notebook_node(str(ROOT/notebook)), parameters).cells:
         if cell.cell_type == 'code': shell.run_cell(cell.source, store_history=True).raise_error()
+    plt.close('all')
 
 def draw_all(study, folder):
     "Draw what can be drawn into `folder`; returns the jobs."
     jobs = drawable(study)
     if not jobs: raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
-    matplotlib.use('Agg')
+    plt.switch_backend('Agg')
     for job in tqdm(jobs, desc=study.profile, disable=None):
         with redirect_stdout(io.StringIO()): draw(job.notebook, job.parameters | dict(out=str(folder), records=str(ROOT/'results'/'runs')))
     return jobs

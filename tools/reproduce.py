@@ -5,7 +5,7 @@ A run that fails does not stop the others; at the end it is named with its log."
 import argparse, fcntl, os, re, shutil, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
-from mimdet.core import MimdetError, complaining, hardware, read_record
+from mimdet.core import MimdetError, complaining, hardware, read_record, run_seconds
 from mimdet.study import AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, inputs, missing, probe, rates_before, read_study, schedule, targets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def took_before(study):
     for name, job in study.jobs.items():
         try: record = read_record(ROOT/job.record) if job.record else None
         except MimdetError: continue
-        if record and all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')) and 'gpu' not in record['hardware']: found[name] = record['wall_seconds'] + 4
+        if record and all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')) and 'gpu' not in record['hardware']: found[name] = run_seconds(record) + 4
     return found
 
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
