@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INITIALISATIONS', 'FILLS', 'BACKBONES', 'TASKS', 'APS', 'SETTING', 'NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS',
            'RATIOS', 'PROBE_RATIO', 'IN_USE_LOSS', 'PROBES', 'LABELS', 'PAPER', 'HIDDEN', 'NETWORK', 'AGREEMENT',
-           'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'WIDE', 'load', 'field',
+           'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'load', 'field',
            'of_kind', 'machine', 'runs_frame', 'Model', 'model_name', 'models', 'select', 'check_origins',
            'measurements', 'spread', 'change', 'difference', 'Setting', 'summary', 'aps', 'number', 'cell', 'Table',
            'make_table', 'with_cells_of', 'published', 'on_coco', 'against_published', 'verdict', 'c4_shares',
@@ -644,9 +644,9 @@ def write_table(
     write_text(paths[2], '\n'.join([latex(page, caption, label), *(latex(frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2))]))
     return paths
 
-# %% ../nbs/16_results.ipynb #87-6660a85a
+# %% ../nbs/16_results.ipynb #87-4c10bc17
 SPECIAL = {'\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '–': '--', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '_%&#${}'}
-WIDE = 6 # columns that fit a page
+LINE = 80 # characters across a page
 
 def escape(text)->str:
     "Text in which LaTeX sees no command."
@@ -657,11 +657,27 @@ def latex(
     caption:str,
     label:str,
 )->str:
-    "A data frame as a LaTeX table, scaled to the width of the page if it is wide."
-    table = table.rename(columns=escape).map(escape)
-    text = table.to_latex(index=False, caption=escape(caption), label=f'tab:{label}', position='htbp').replace('\\begin{table}[htbp]\n', '\\begin{table}[htbp]\n\\centering\n')
-    if len(table.columns) <= WIDE: return text
-    return text.replace(r'\begin{tabular}', '\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}').replace(r'\end{tabular}', '\\end{tabular}}')
+    "A data frame as a LaTeX table; if it is wider than a page, on pages turned by 90 degrees, with wrapped cells."
+    columns = [[str(name), *table[name].map(str)] for name in table]
+    said = dict(index=False, caption=escape(caption), label=f'tab:{label}')
+    if sum(2 + max(map(len, cells)) for cells in columns) > LINE: return _sideways(table, columns, said)
+    text = table.rename(columns=escape).map(escape).to_latex(position='htbp', **said)
+    return text.replace('\\begin{table}[htbp]\n', '\\begin{table}[htbp]\n\\centering\n')
+
+def _sideways(table, columns, said):
+    shares = [_room(cells) for cells in columns]
+    form = ''.join(rf'>{{\raggedright}}p{{\dimexpr{share/sum(shares):.4f}\linewidth-2\tabcolsep}}' for share in shares)
+    text = table.rename(columns=_wrapped).map(_wrapped).to_latex(longtable=True, column_format=form, **said)
+    text = text.replace(f'\\caption[]{{{said["caption"]}}} \\\\\n', '') # the caption stands once, not on each page
+    text = text.replace('\\\\\n', '\\tabularnewline\n') # in a ragged cell the other would end a line of the cell
+    return '\\begin{landscape}\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n\\renewcommand{\\arraystretch}{1.3}\n\\setlength{\\LTcapwidth}{\\linewidth}\n' + text + '\\end{landscape}\n'
+
+def _room(cells):
+    "A column's width, relative to others: each word fits, and each cell in about three lines."
+    words = [word for text in cells for word in text.replace('_', '_ ').replace(' ± ', '±').split()]
+    return 2 + max(max(map(len, words)), max(map(len, cells))/3)
+
+def _wrapped(text): return escape(text).replace(r'\_', r'\_\allowbreak{}').replace(r' $\pm$ ', r'~$\pm$~')
 
 # %% ../nbs/16_results.ipynb #90-812c9590
 def save_table(

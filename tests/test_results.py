@@ -1,5 +1,5 @@
 """Tables and figures from made-up records: exact cells, the same bytes twice, digests, and refusal of records that do not belong together."""
-import json, os, re, subprocess, sys, warnings
+import json, os, re, shutil, subprocess, sys, warnings
 from pathlib import Path
 import matplotlib
 matplotlib.use('Agg')
@@ -10,7 +10,7 @@ import mimdet.plots as plots
 from mimdet.core import MimdetError, read_json, write_json
 from mimdet.plots import captions_of, sampled_view, save_figure, smooth, training_curves
 from mimdet.recipes import PUBLISHED
-from mimdet.results import (ablation_table, caption, cost_of, digest, encoder_use, ensemble_table, escape, load, main_table, markdown, models, ordered, published, ratio_table, read_digest,
+from mimdet.results import (ablation_table, caption, cost_of, digest, encoder_use, ensemble_table, escape, latex, load, main_table, markdown, models, ordered, published, ratio_table, read_digest,
     runs_frame, sampling_spread, sampling_table, save_table, select, spread, verdict, write_table)
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene, study, train, write)
 
@@ -239,14 +239,26 @@ def test_tables_hold_the_cells(tmp_path):
     cell = cells[(cells.model == 'v1_sr0.5') & (cells.column == '@1') & (cells.task == 'box')].iloc[0]
     assert '\r' not in csv and (cell['mean'], cell['n'], cell['data set'], cell['profile']) == (38.6, 2, 'Emoji-COCO', 'quick') and cell['sd'] == pytest.approx(.2828)
     assert '38.6 ± 0.3 / 31.7 ± 0.2 (n=2)' in md and '## Encoder' in md and read_digest(tmp_path/'t.md') == read_digest(tmp_path/'t.tex') == digest(select(STUDY, RATIO_ROWS)) and read_digest(tmp_path/'t.csv') is None
-    assert r'38.6 $\pm$ 0.3' in tex and r'\_' in tex and r'\label{tab:t}' in tex and r'\label{tab:t-2}' in tex
+    assert r'38.6~$\pm$~0.3' in tex and r'\_' in tex and r'\label{tab:t}' in tex and r'\label{tab:t-2}' in tex
 
 def test_latex_has_no_open_command(tmp_path):
     "Braces and environments are balanced, every special character is escaped, nothing is beyond ASCII."
     tables(STUDY, tmp_path)
     tex = (tmp_path/'t.tex').read_text()
     assert tex.isascii() and tex.count('\\begin{') == tex.count('\\end{') and len(re.findall(r'(?<!\\){', tex)) == len(re.findall(r'(?<!\\)}', tex))
-    assert not re.search(r'(?<!\\)[%#_]', tex.replace('{%\n', '')) and len(re.findall(r'(?<!\\)\$', tex)) % 2 == 0
+    assert not re.search(r'(?<!\\)[%#_]', tex) and len(re.findall(r'(?<!\\)\$', tex)) % 2 == 0
+
+@pytest.mark.parametrize('width, form', [(20, 'table'), (200, 'landscape')])
+def test_latex_table_fits_the_page(width, form):
+    tex = latex(pd.DataFrame({'a': ['x '*(width//2)], 'b_c': ['1 ± 2']}), 'What it is.', 't')
+    assert re.match(rf'\\begin{{{form}}}', tex) and tex.count('What it is.') == 1 and ('1~$\\pm$~2' in tex) == ('longtable' in tex) == (form == 'landscape')
+
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='there is no pdflatex here')
+def test_latex_compiles(tmp_path):
+    tables(STUDY, tmp_path)
+    (tmp_path/'all.tex').write_text('\\documentclass{article}\\usepackage{booktabs,array,longtable,pdflscape}\\begin{document}\\input{t}\\end{document}')
+    done = subprocess.run(['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'all'], cwd=tmp_path, capture_output=True, text=True, errors='replace')
+    assert done.returncode == 0 and not [float(pt) for pt in re.findall(r'Overfull .hbox .([\d.]+)pt', done.stdout) if float(pt) > 5], done.stdout[-3000:]
 
 @pytest.mark.parametrize('text, escaped', [('a_b & 50%', r'a\_b \& 50\%'), ('1 ± 2 – 3', r'1 $\pm$ 2 -- 3'), ('a\\b {c}', r'a\textbackslash{}b \{c\}'), ('~^$#', r'\textasciitilde{}\textasciicircum{}\$\#')])
 def test_escape(text, escaped): assert escape(text) == escaped
