@@ -471,22 +471,24 @@ def _prediction_rows(above, below, example, ratios, colours, threshold):
         draw_objects(bottom, image, [p for p in view['predictions'] if p['score'] >= threshold], colours)
         if ratio not in views: bottom.set_xlabel('not run', fontsize=7)
 
-# %% ../nbs/17_plots.ipynb #58-17b7f1de
+# %% ../nbs/17_plots.ipynb #58-f672325e
 SHOWN = (.25, .5, 1.)
 
 def what_it_sees(
     records,
     name:str='',        # an evaluate record, as for `predictions`
-    images:int=2,       # how many example images
+    images:int=1,       # how many example images
     threshold:float=.5, # lowest score shown
 ):
-    "Per image: itself with its objects and the sampled tokens at 25, 50, 100 %; the autoencoder's reconstruction and the detections."
+    "The images with most detections, each: itself with its objects and the sampled tokens at 25, 50, 100 %; the autoencoder's reconstruction and the detections."
     record = with_examples(records, name)
-    examples = record['extra']['examples'][:images]
+    found = lambda example: sum(p['score'] >= threshold for view in example['views'] for p in view['predictions'])
+    known = record['extra']['examples']
+    examples = sorted(known, key=found, reverse=True)[:images]
     with style():
-        fig, axes = plt.subplots(2*len(examples), 1 + len(SHOWN), figsize=(8.2, 4.3*len(examples) + .4), squeeze=False)
+        fig, axes = plt.subplots(2*len(examples), 1 + len(SHOWN), figsize=(8.2, 4.3*len(examples) + .5), squeeze=False)
         for e, above, below in zip(examples, axes[::2], axes[1::2]): _sight_rows(above, below, e, category_colours(examples), threshold)
-        sign(fig, [record], f'Run {field(record, "params", "train")}, the same detector throughout. Predictions with score ≥ {threshold:g}.')
+        sign(fig, [record], f'Run {field(record, "params", "train")}, the same detector throughout. Of its {len(known)} example images, where it finds most. Predictions with score ≥ {threshold:g}.')
     return fig
 
 def _sight_rows(above, below, example, colours, threshold):
@@ -496,7 +498,7 @@ def _sight_rows(above, below, example, colours, threshold):
     else:
         show_image(below[0], np.full_like(image, 245))
         say(below[0], 'not run')
-    titles = [('objects', 'reconstruction')] + [(f'{r:.0%} of the tokens', 'detections') for r in SHOWN]
+    titles = [('objects', f'reconstruction from {example["views"][0]["ratio"]:.0%}')] + [(f'{r:.0%} of the tokens', 'detections') for r in SHOWN]
     for top, bottom, (first, second) in zip(above, below, titles):
         top.set_title(first, fontsize=9, loc='center')
         bottom.set_title(second, fontsize=9, loc='center', fontweight='normal')

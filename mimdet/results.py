@@ -367,7 +367,7 @@ def ordered(records, rows=())->list:
     rank = lambda m: (names.index(m.key) if m.key in names else len(names), [*BACKBONES, m.backbone].index(m.backbone), m.design, m.start, m.ratio, m.key)
     return sorted(known.values(), key=rank)
 
-# %% ../nbs/16_results.ipynb #56-a2d5c0f1
+# %% ../nbs/16_results.ipynb #56-5987e557
 def main_table(
     records,
     rows=(), # dictionaries: `model`, and `published`, the recipe of the row beside which it stands
@@ -390,10 +390,10 @@ def _main_row(p, key, known, found, shares, dataset):
     said = lambda name: '–' if not p or p[name] is None else f'{p[name]:g}' if isinstance(p[name], float) else p[name]
     m, theirs = known.get(key), _paper_aps(p)
     row = {'published model': said('model')} | {k: said(k.replace(' ', '_')) for k in PAPER}
-    row |= {'published @1': theirs or UNPUBLISHED, 'published parameters (M)': number(p and p['parameters_M'], 2) or UNPUBLISHED, 'ours': key or NOT_RUN}
+    row |= {'published @1': theirs or UNPUBLISHED, 'ours': key or NOT_RUN}
     at = lambda ratio, **more: m and aps(found, key, ratio, **more)
     row |= {'@1': at(1.), '@train': m and at(m.ratio), 'AP50 @1': at(1., ap='AP50'), 'difference @1': against_published(at(1.), theirs, dataset),
-            'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2), 'size': m and m.size, 'design (ours)': m and m.design}
+            'published parameters (M)': number(p and p['parameters_M'], 2) or UNPUBLISHED, 'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2), 'size': m and m.size, 'design (ours)': m and m.design}
     nothing = dict.fromkeys([*PROBES, 'encoder'])
     return row | (diagnostics(m, found, shares) if m else nothing)
 
