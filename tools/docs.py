@@ -126,9 +126,10 @@ def stage(nb, target, source, note=''):
             cell.outputs = [o for o in cell.outputs if visible(o)]
             for o in cell.outputs:
                 if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = relinked(o.data['text/markdown'], home, place)
-            cell.source = re.sub(r'^#\|(?! *(echo|fig-)).*\n?', '', cell.source, flags=re.M)
-            if any('image/png' in o.get('data', {}) for o in cell.outputs) and 'fig-alt' not in found:
-                cell.source = f'#| fig-alt: {json.dumps(f"{title}: {section or description}", ensure_ascii=False)}\n{cell.source}'
+            cell.source = re.sub(r'^#\|(?! *echo).*\n?', '', cell.source, flags=re.M)
+            if any('image/png' in o.get('data', {}) for o in cell.outputs):
+                alt = found.get('fig-alt') or f'{title}: {section or description}'
+                cell.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{cell.source}' # quoted: colons are words here
         cells.append(cell)
     nb.cells = cells
     for i, cell in enumerate(cells): cell.id = f'c{i}'
