@@ -20,7 +20,7 @@ from .core import MimdetError
 from .detector import evaluating
 from .evaluate import quiet_coco, sampling
 from .sampler import padding_mask
-from .stem import ConvStem
+from .stem import ConvStem, GroupNorm
 from .vit import init_weights, patch_embedding
 
 # %% ../nbs/22_ablations.ipynb #05-c8be31e7
@@ -57,7 +57,7 @@ class PatchifyBackbone(MIMDetBackbone):
         super().__init__(dim, decoder_dim=decoder_dim, **more)
         def double(width, to): return nn.ConvTranspose2d(width, to, 2, stride=2)
         quarter = dim//4
-        c2 = nn.Sequential(double(decoder_dim, quarter), nn.GroupNorm(1, quarter, eps=1e-6), nn.GELU(), double(quarter, quarter))
+        c2 = nn.Sequential(double(decoder_dim, quarter), GroupNorm(1, quarter, eps=1e-6), nn.GELU(), double(quarter, quarter))
         self.upsample = nn.ModuleDict(dict(c2=c2, c3=double(decoder_dim, dim//2)))
 
     def stem(self, dim): return patch_embedding(dim)
