@@ -13,7 +13,6 @@ import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, pl
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-import numpy as np
 
 # %% ../nbs/00_core.ipynb #05-4f81607b
 class MimdetError(ValueError):
@@ -71,8 +70,9 @@ def seed_for(
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
-def rng_for(*name)->np.random.Generator:
+def rng_for(*name):
     "A numpy generator seeded by `name`."
+    import numpy as np # here, since commands that draw nothing start sooner without it
     return np.random.default_rng(seed_for(*name))
 
 # %% ../nbs/00_core.ipynb #18-54f6f1e0

@@ -6,7 +6,7 @@
 __all__ = ['EMOJI', 'FIRST', 'CATEGORIES', 'CANVAS', 'GREY', 'MIN_VISIBLE', 'MIN_AREA', 'ATTEMPTS', 'OVERHANG', 'VERSION',
            'LICENCE', 'Category', 'choose_categories', 'EmojiConfig', 'Glyph', 'glyph', 'draw_emoji', 'texture',
            'colour_matrix', 'jitter_colour', 'Scene', 'make_scene', 'annotate', 'make_dataset', 'annotation_mask',
-           'contact_sheet', 'mimdet_data']
+           'contact_sheet']
 
 # %% ../nbs/10_emoji.ipynb #02-28446c1f
 import colorsys, difflib, math, multiprocessing, os, shutil
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 from tqdm import tqdm
-from .core import MimdetError, atomic_path, command, read_json, rng_for, sha256, write_json
+from .core import MimdetError, read_json, rng_for, sha256, write_json
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4
 EMOJI = '''
@@ -386,41 +386,3 @@ def contact_sheet(
             tile = _tile(image, [a for a in coco['annotations'] if a['image_id'] == entry['id']], names, side)
         sheet.paste(tile, (k % columns*(side + 4) + 2, k//columns*(side + 4) + 2))
     return sheet
-
-# %% ../nbs/10_emoji.ipynb #45-8061a3eb
-def _parse_categories(text):
-    return int(text) if text.isdigit() else tuple(name.strip() for name in text.split(','))
-
-def _parse_size(text):
-    parts = text.lower().split('x')
-    if len(parts) > 2 or not all(p.isdigit() for p in parts): raise MimdetError(f'size {text!r}: give a side such as 128, or WIDTHxHEIGHT such as 160x128')
-    return int(text) if len(parts) == 1 else tuple(map(int, parts))
-
-@command
-def mimdet_data(
-    out:str,              # the folder to make
-    train:int=6000,       # images to train on
-    val:int=500,          # images to evaluate on
-    categories:str='10',  # how many (up to 66), or names separated by commas
-    size:str='128',       # image side in pixels, or WIDTHxHEIGHT
-    min_object:int=20,    # longest side of the smallest objects, in pixels
-    max_object:int=64,    # longest side of the largest objects, in pixels
-    min_count:int=1,      # fewest objects to an image
-    max_count:int=6,      # most objects to an image
-    rotation:float=30,    # largest rotation either way, in degrees
-    colour:float=0.3,     # colour jitter: 0 none to 1 shape alone tells the class
-    seed:int=0,           # which of the many data sets with these options
-    format:str='jpg',     # jpg or png
-    workers:int=1,        # processes that draw
-    sheet:bool=False,     # also write OUT/SPLIT_sheet.png, to look at
-    overwrite:bool=False, # replace an Emoji-COCO that is there
-):
-    "Make Emoji-COCO: scenes of emoji in COCO's format."
-    config = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object, max_object, min_count, max_count, rotation, colour, seed, format)
-    made = make_dataset(out, config, workers, overwrite, train=train, val=val)
-    for split, entry in made.items():
-        print(f"{entry['json']}: {entry['count']} images, {entry['annotations']} objects, sha256 {entry['sha256']}")
-        if not sheet: continue
-        target = Path(out)/f'{split}_sheet.png'
-        with atomic_path(target) as part: contact_sheet(entry['json'], entry['images']).save(part, 'PNG')
-        print(target)

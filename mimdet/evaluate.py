@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'ratio_of', 'sampling', 'detections', 'member_seed', 'averaged', 'quiet_coco', 'average_precision',
            'StemAlone', 'fit_stem_alone', 'decoder_replaced', 'evaluate', 'examples', 'watching_samples', 'load_run',
-           'load_published', 'with_coco_names', 'mimdet_evaluate', 'format_rows', 'check_classes', 'mimdet_predict']
+           'load_published', 'load_model', 'with_coco_names', 'format_rows', 'check_classes', 'find_pictures',
+           'predict_pictures']
 
 # %% ../nbs/14_evaluate.ipynb #02-927f3380
 import contextlib, io, time
@@ -21,8 +22,8 @@ import mimdet.compat
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from .core import MimdetError, atomic_path, command, seed_for, write_json
-from .data import DatasetInfo, TestMapper, list_images, parse_dataset, png_text, read_image, register, test_augmentation, test_augmentation_of, test_loader
+from .core import MimdetError, atomic_path, seed_for, write_json
+from .data import DatasetInfo, TestMapper, list_images, png_text, read_image, test_augmentation, test_augmentation_of, test_loader
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import load_detector
@@ -276,6 +277,14 @@ def load_published(
     report = load_detector(model, weights)
     return with_coco_names(cfg), model.eval(), report
 
+def load_model(
+    run:str,           # output folder of a training, or a recipe's name together with `weights`
+    weights:str='',    # a detector's weights, for a recipe's name
+    device:str='auto', # where to put the model
+)->tuple:              # (configuration, model, load report)
+    "A detector from the folder of its training, or from a recipe and a file."
+    return load_published(run, weights, device) if weights else _from_run(run, device)
+
 def with_coco_names(
     cfg, # left as it is
 ):
@@ -287,45 +296,6 @@ def with_coco_names(
     return cfg
 
 # %% ../nbs/14_evaluate.ipynb #33-45e44ca2
-def _model(run, weights, device):
-    if not weights: return _from_run(run, device)
-    cfg, model, report = load_published(run, weights, device)
-    print(report)
-    return cfg, model, report
-
-def _ratios(text):
-    try: return [check_ratio(float(part)) for part in text.split(',')] if text else [None]
-    except ValueError as e: raise e if isinstance(e, MimdetError) else MimdetError(f'--ratio {text!r}: give numbers separated by commas, such as 0.25,0.5,1') from None
-
-@command
-def mimdet_evaluate(
-    run:str,           # output folder of mimdet_train, or a recipe name together with --weights
-    dataset:str='',    # annotations.json:images/, or coco_2017_val; default: the run's validation set
-    ratio:str='',      # sample ratios, separated by commas; default: the model's own
-    strategy:str='',   # random, grid or block; default: the model's own
-    seed:int=None,     # which tokens are sampled; default: the model's own, 0
-    weights:str='',    # a detector's weights, for a recipe name
-    output:str='',     # folder for predictions (COCO results) and metrics.json
-    batch:int=1,       # images at a time; more only where all have one size
-    limit:int=0,       # only the first images; 0: all
-    device:str='auto', # cpu, cuda, ...
-):
-    "Box and mask AP at any sample ratio, strategy and seed."
-    ratios = _ratios(ratio)
-    if limit < 0: raise MimdetError(f'--limit {limit} is negative')
-    cfg, model, report = _model(run, weights, device)
-    dataset = dataset or cfg.data.val
-    info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
-    check_classes(cfg, info)
-    rows = []
-    for r in ratios:
-        name = f'{output}/predictions_{ratio_of(model) if r is None else r:g}.json' if output else ''
-        row = evaluate(model, info, cfg.data, r, strategy or None, seed, batch=batch, limit=limit or None, predictions=name)
-        rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
-    print(f'{info.json}: {rows[0]["images"]} images, sampling {rows[0]["strategy"]}, seed {rows[0]["seed"]}, weights {report.sha256}')
-    print(format_rows(rows))
-    if output: write_json(f'{output}/metrics.json', rows)
-
 def format_rows(rows)->str:
     "Evaluation rows as an aligned table."
     columns = [(kind, m) for kind in ('bbox', 'segm') if kind in rows[0] for m in METRICS]
@@ -344,35 +314,39 @@ def check_classes(cfg, info):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
 # %% ../nbs/14_evaluate.ipynb #36-e70ce4e3
-@command
-def mimdet_predict(
-    run:str,             # output folder of mimdet_train, or a recipe name together with --weights
-    images:str,          # an image, a folder of images, or several of either separated by commas
-    output:str='predictions', # folder for the drawn images and predictions.json
+def find_pictures(
+    images:str, # an image, a folder of images, or several of either separated by commas
+)->list:        # of paths
+    "The pictures that are meant. Raises `MimdetError` if one is missing."
+    paths = [Path(part) for part in images.split(',')]
+    for path in paths:
+        if not path.exists(): raise MimdetError(f'{path}: no such image or folder')
+    return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]
+
+def predict_pictures(
+    model,               # a `Detector`
+    data,                # the configuration's `data` section, for the test size and the names
+    paths:list,          # of pictures
+    output,              # folder for the drawn pictures and predictions.json
     threshold:float=0.5, # keep objects scored at least this
-    ratio:float=1.,      # share of tokens that the encoder sees
-    seed:int=0,          # which tokens, below ratio 1
-    scale:float=1.,      # enlarge the drawn images
-    weights:str='',      # a detector's weights, for a recipe name
-    device:str='auto',   # cpu, cuda, ...
-):
+    scale:float=1.,      # enlarge the drawn pictures
+)->list:                 # of COCO results, each with file name and category
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
-    cfg, model, _ = _model(run, weights, device)
-    augmentation, paths = test_augmentation_of(cfg.data), _pictures(images)
-    drawn = _targets(paths, Path(output))
-    names = cfg.data.classes
+    drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), data.classes
     found = []
-    with sampling(model, ratio, seed=seed):
-        for path in tqdm(paths, desc='predict', unit='image', disable=None):
-            pixels = read_image(path)
-            instances = predict(model, pixels, augmentation, path.name)
-            instances = instances[instances.scores >= threshold]
-            entries = instances_to_coco_json(instances, path.name)
-            found += [dict(file_name=e.pop('image_id'), category=names[e['category_id']], **e | dict(category_id=cfg.data.category_ids[e['category_id']])) for e in entries]
-            with atomic_path(drawn[path]) as part: Image.fromarray(draw(pixels, instances, names, threshold, scale)).save(part, 'PNG')
-            print(f'{path.name}: {", ".join(names[k] for k in instances.pred_classes.tolist()) or "nothing"}')
+    for path in tqdm(paths, desc='predict', unit='image', disable=None):
+        pixels = read_image(path)
+        instances = predict(model, pixels, augmentation, path.name)
+        instances = instances[instances.scores >= threshold]
+        for entry in instances_to_coco_json(instances, path.name):
+            index = entry['category_id']
+            entry |= dict(category=names[index], category_id=data.category_ids[index])
+            found.append(dict(file_name=entry.pop('image_id')) | entry)
+        picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
+        with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
+        print(f'{path.name}: {", ".join(names[k] for k in instances.pred_classes.tolist()) or "nothing"}')
     write_json(Path(output)/'predictions.json', found)
-    print(f'{len(found)} objects in {len(paths)} images: {output}')
+    return found
 
 def _targets(paths, output):
     "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing, or if a picture cannot be read."
@@ -382,9 +356,3 @@ def _targets(paths, output):
         if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
     if len({*targets.values()}) < len(paths): raise MimdetError('two of the pictures have one name, apart from folder and ending: predict them into two folders')
     return targets
-
-def _pictures(images):
-    paths = [Path(part) for part in images.split(',')]
-    for path in paths:
-        if not path.exists(): raise MimdetError(f'{path}: no such image or folder')
-    return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Crops', 'Pretraining', 'pretrain', 'autoencoder', 'reconstructions', 'painted', 'as_examples', 'load_autoencoder',
-           'completed', 'mimdet_pretrain']
+           'completed']
 
 # %% ../nbs/13_pretrain.ipynb #02-151b54f2
 import re, time
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-from .core import MimdetError, command, config_hash, rng_for, seed_for, sha256
+from .core import MimdetError, config_hash, rng_for, seed_for, sha256
 from .data import Loader, list_images, png_text, read_image
 from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
@@ -176,24 +176,3 @@ def completed(
     count = pixels.shape[0]*pixels.shape[1]//STRIDE**2
     noise = torch.ones(1, count).scatter(1, torch.tensor([[*kept]]), 0.)
     return painted(model, images, model.mae(model.normalise(images), noise, 1 - min(1., (len(kept) + .5)/count)))[0]
-
-# %% ../nbs/13_pretrain.ipynb #17-a47984a2
-@command
-def mimdet_pretrain(
-    images:str,           # folder of images
-    output:str='runs/pretrain', # output folder; gets mae_full.pth
-    size:str='tiny',      # tiny, small, base or large
-    steps:int=1000,       # iterations
-    batch:int=64,         # images a step
-    lr:float=1.5e-3,      # largest learning rate
-    warmup:int=50,        # iterations of linear warm-up
-    mask_ratio:float=0.75,# share of hidden patches
-    decoder_depth:int=0,  # blocks of the decoder; 0: MAE's own 8, of tiny as many as MIMDet's
-    seed:int=0,           # of everything random
-    device:str='auto',    # cpu, cuda, ...
-    workers:int=0,        # loading processes
-    resume:bool=False,    # go on from the output folder's checkpoint
-):
-    "Pre-train a masked autoencoder on a folder of images."
-    out = pretrain(images, output, size, steps, batch, lr, warmup, mask_ratio=mask_ratio, decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, resume=resume)
-    print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'SIZES', 'DESIGNS', 'EXCEPTIONS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD', 'PUBLISHED', 'EVERYWHERE',
            'PECULIAR', 'Recipe', 'names', 'recipe', 'nearest', 'to_config', 'config', 'override', 'leaves',
-           'differences', 'from_the_paper', 'parameter_count', 'mimdet_models']
+           'differences', 'from_the_paper', 'parameters', 'parameter_count']
 
 # %% ../nbs/11_recipes.ipynb #02-3e6c8c60
 import difflib, numbers
 from dataclasses import asdict, dataclass, fields, replace
-from fastcore.script import Param
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
-from .core import MimdetError, command
+from .core import MimdetError
 
 # %% ../nbs/11_recipes.ipynb #05-f775b162
 BACKBONES = dict( # what a recipe's `backbone` stands for
@@ -302,29 +301,82 @@ def from_the_paper(
     row = name.replace(f'_{size}_', '_base_')
     return [f'{name} is not in the paper; from {row} it differs in:', *(f'  {line}' for line in differences(asdict(r), asdict(RECIPES[row]))), *notes]
 
+# %% ../nbs/11_recipes.ipynb #24-b3909e37
+def _linear(inputs, outputs): return (inputs + 1)*outputs
+
+def _conv(channels, to, side=3): return side**2*channels*to # without a bias
+
+def _double(channels, to): return (4*channels + 1)*to # a transposed 2x2 convolution
+
+def _norm(channels): return 2*channels
+
+def _blocks(dim, depth): return depth*(12*dim**2 + 13*dim)
+
+# %% ../nbs/11_recipes.ipynb #26-5f1a757c
+def _tokens(r): return (r.img_size//16)**2
+
+def _in_stem(dim):
+    widths = [3, dim//8, dim//4, dim//2, dim]
+    return sum(_conv(*pair) + _norm(pair[1]) for pair in zip(widths, widths[1:])) + _linear(dim, dim)
+
+def _in_patches(dim): return _linear(3*16**2, dim)
+
+def _in_finer_levels(dim, c3, c2): # made from a map of width `dim`
+    return _double(dim, c3) + _double(dim, c2) + _norm(c2) + _double(c2, c2)
+
+def _in_transformer(r):
+    def vit(dim, depth): return (1 + _tokens(r))*dim + _blocks(dim, depth) + _norm(dim)
+    fills = dict(mask_token=r.decoder_dim, stem=_linear(r.dim, r.decoder_dim))
+    if r.fill not in fills: raise MimdetError(f'unknown fill={r.fill!r}; there are {", ".join(fills)}')
+    decoder = _linear(r.dim, r.decoder_dim) + fills[r.fill] + vit(r.decoder_dim, r.decoder_depth)
+    return dict(encoder=vit(r.dim, r.depth), decoder=decoder)
+
+def _in_mimdet(r): return dict(stem=_in_stem(r.dim)) | _in_transformer(r)
+
+def _in_patchify(r):
+    levels = _in_finer_levels(r.decoder_dim, r.dim//2, r.dim//4)
+    return dict(stem=_in_patches(r.dim) + levels) | _in_transformer(r)
+
+def _in_stem_alone(r):
+    return dict(stem=_in_stem(r.dim), encoder=0, decoder=_linear(r.dim, r.decoder_dim) + _norm(r.decoder_dim))
+
+def _in_benchmarking(r):
+    offsets = (2*r.window - 1)**2 + (2*r.img_size//16 - 1)**2 # between two tokens of a window, and of the image
+    encoder = _tokens(r)*r.dim + offsets*r.heads + _blocks(r.dim, r.depth)
+    return dict(stem=_in_patches(r.dim) + _in_finer_levels(r.dim, r.dim, r.dim), encoder=encoder, decoder=0)
+
+# %% ../nbs/11_recipes.ipynb #28-abef2d49
+def _in_pyramid(r):
+    baseline = r.backbone == 'benchmarking'
+    widths = [r.dim]*4 if baseline else [r.dim//4, r.dim//2, r.decoder_dim, r.decoder_dim]
+    norms = 2*_norm(r.channels)
+    return sum(_conv(width, r.channels, 1) + _conv(r.channels, r.channels) + norms for width in widths[:r.levels])
+
+def _in_proposals(r): # three anchors at each position, each with a score and four offsets
+    convs = r.rpn_convs*(_conv(r.channels, r.channels) + r.channels)
+    return convs + _linear(r.channels, 3*(1 + 4))
+
+def _in_box_head(r):
+    convs = r.box_convs*(_conv(r.channels, r.channels) + _norm(r.channels))
+    return convs + _linear(49*r.channels, r.box_fc) + _linear(r.box_fc, 1 + 5*r.classes)
+
+def _in_mask_head(r):
+    widths = [r.channels] + [r.mask_channels]*r.mask_convs
+    convs = sum(_conv(*pair) + _norm(pair[1]) for pair in zip(widths, widths[1:]))
+    return convs + _double(widths[-1], r.mask_channels) + _linear(r.mask_channels, r.classes)
+
+def parameters(
+    r:Recipe, # of the detector
+)->dict:      # a number for each part, as from `mimdet.flops.flops`
+    "Parameters of each part of a detector, the frozen position embeddings included."
+    in_backbone = dict(mimdet=_in_mimdet, benchmarking=_in_benchmarking, stem=_in_stem_alone, patchify=_in_patchify)
+    if r.backbone not in in_backbone: raise MimdetError(f'backbone={r.backbone!r} has no formula for its parameters')
+    heads = dict(proposals=_in_proposals(r), boxes=_in_box_head(r), masks=_in_mask_head(r))
+    return in_backbone[r.backbone](r) | dict(pyramid=_in_pyramid(r)) | heads
+
 def parameter_count(
     name:str,    # one of `names()`
     **overrides, # fields of `Recipe`
 )->int:
-    "Parameters of the detector, the frozen position embeddings included; nothing is allocated."
-    import torch
-    from mimdet.detector import build
-    with torch.device('meta'): return sum(p.numel() for p in build(config(name, **overrides)).parameters())
-
-# %% ../nbs/11_recipes.ipynb #25-14bb0e4c
-@command
-def mimdet_models(
-    name:Param('show this recipe as YAML, and how it differs from the paper\'s; default: list all', nargs='?', opt=False)='',
-):
-    "List the recipes with their size, parameters and published numbers, or print one as YAML."
-    if name:
-        print(OmegaConf.to_yaml(config(name)), end='')
-        return print('# Differences from the paper:\n' + '\n'.join(f'# - {note}' for note in from_the_paper(name)))
-    print(f'{"":34}{"":8}{"":>7}{"parameters":>13}   published (COCO val2017, ratio 1.0)')
-    print(f'{"recipe":34}{"design":8}{"ratio":>7}{"counted":>13}{"millions":>11}{"box AP":>8}{"mask AP":>9}')
-    for name, r in RECIPES.items():
-        design, ratio = ('-', '-') if r.backbone == 'benchmarking' else ('v1' if r.fill == 'mask_token' else 'v2', r.sample_ratio)
-        box, mask, millions = PUBLISHED.get(name, ('-', '-', '-'))
-        print(f'{name:34}{design:8}{ratio:>7}{parameter_count(name):>13,}{millions:>11}{box:>8}{mask:>9}')
-    print('Parameters include the frozen position embeddings. v1 keeps them for images of 224 pixels, v2 for 800, the baseline for 1024. '
-          'The authors count base v1 at 800 pixels (127,561,552 with img_size=800), large v1 at 224. Weights of either grid load into any of them.')
+    "Parameters of the detector, the frozen position embeddings included."
+    return sum(parameters(recipe(name, **overrides)).values())

@@ -2,9 +2,8 @@
 import json
 import pytest
 from conftest import ROOT, SHORT
+from mimdet.commands import mimdet_evaluate, mimdet_predict, mimdet_train
 from mimdet.data import check_dataset, register
-from mimdet.evaluate import mimdet_evaluate, mimdet_predict
-from mimdet.train import mimdet_train
 
 SAMPLE = ROOT.parent/'shared'/'coco_sample'
 pytestmark = pytest.mark.skipif(not SAMPLE.exists(), reason='the photographs are not part of the project')

@@ -7,13 +7,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
+from mimdet.commands import mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
 from mimdet.core import sha256
 from mimdet.detector import build
 from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
-from mimdet.evaluate import mimdet_evaluate, mimdet_predict
-from mimdet.pretrain import mimdet_pretrain
-from mimdet.recipes import config, mimdet_models, names
-from mimdet.train import mimdet_train, read_config
+from mimdet.recipes import config, names
+from mimdet.train import read_config
 
 def complaint(done):
     "The one line of a command that failed as it should."

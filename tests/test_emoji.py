@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
 import mimdet.emoji as emoji
+from mimdet.commands import mimdet_data
 from mimdet.core import MimdetError, read_json
-from mimdet.emoji import CATEGORIES, EmojiConfig, annotate, make_dataset, make_scene, mimdet_data
+from mimdet.emoji import CATEGORIES, EmojiConfig, annotate, make_dataset, make_scene
 
 SMALL = EmojiConfig(categories=66, size=96, max_object=48)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from mimdet import pretrained
-from mimdet.convert import mimdet_convert, metadata
+from mimdet.commands import mimdet_convert
+from mimdet.convert import metadata
 from mimdet.core import MimdetError, sha256
 from mimdet.detector import build
 from mimdet.pretrained import describe, load_detector, load_mae, mean_share, published_names, read_weights, save_weights, to_transformers

@@ -3,7 +3,7 @@ import json, math, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from conftest import SHORT, logged, run_command, spec
-from mimdet.train import mimdet_train
+from mimdet.commands import mimdet_train
 
 STEPS, PERIOD = 12, 2
 
