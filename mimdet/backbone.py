@@ -43,10 +43,10 @@ class MIMDetBackbone(Pyramid):
         sample_ratio:float=0.5,  # share of tokens that the encoder sees, in (0, 1]
         drop_path:float=0.,      # stochastic depth of the last encoder block
         norm_eps:float=1e-6,     # of all layer norms; the recipes use 1e-5
-        checkpointing:bool=False, # of activations: less memory in training, for more time
+        checkpointing=False,     # of activations: less memory in training, for more time. 'auto' is decided by `mimdet.train`: off until then
     ):
         super().__init__(dim, decoder_dim)
-        self.sample_ratio = check_ratio(sample_ratio)
+        self.sample_ratio, checkpointing = check_ratio(sample_ratio), checkpointing is True
         self.encoder = Encoder(self.stem(dim), dim, depth, heads, img_size, drop_path, norm_eps, checkpointing=checkpointing)
         self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, norm_eps, fill, checkpointing)
 

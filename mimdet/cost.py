@@ -17,11 +17,11 @@ import mimdet.compat
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from .core import MimdetError, peak_memory_mb, rng_for
-from .detector import build, evaluating, precision
+from .detector import build, compile_parts, evaluating, precision
 from .engine import Trainer, pick_device
 from .evaluate import ratio_of, sampling
 from .recipes import Recipe, recipe as recipe_named, to_config
-from .train import optimizer_for
+from .train import optimizer_for, with_checkpointing
 
 # %% ../nbs/20_cost.ipynb #05-a2eb78ae
 def image_size(
@@ -95,6 +95,7 @@ def forward_cost(
     height:int=0,       # of the image in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
     width:int=0,        # likewise
     device:str='auto',  # cpu, cuda, ...
+    amp:str='fp32',     # precision: auto, bf16, fp16, fp32
     repeats:int=3,      # passes that are timed
     batch:int=1,        # images a pass
 )->dict:
@@ -103,6 +104,7 @@ def forward_cost(
     (height, width), memory = image_size(r, height, width), dict(before=memory_mb(device)['now'])
     torch.manual_seed(0)
     model = build(to_config(r)).to(device)
+    model.amp = amp
     memory['model'] = memory_mb(device)['now']
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 9. # an object everywhere
     samples, seen, passes = synthetic_batch(batch, height, width), _watch(model), _stopwatch(model, device)
@@ -113,7 +115,7 @@ def forward_cost(
         found, seconds, cpu = zip(*(_timed(lambda: model(samples), device) for _ in range(repeats)))
         row |= dict(ratio=ratio_of(model), tokens=seen['tokens'], detections=len(found[-1][0]['instances']))
     parts = [by_part({group: spent[i] if spent else 0. for group, spent in passes.items()}) for i in range(repeats)]
-    return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds={k: [p[k] for p in parts] for k in parts[0]}, precision='fp32', memory_mb=memory | _peak(device))
+    return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds={k: [p[k] for p in parts] for k in parts[0]}, precision=str(precision(amp, device)).removeprefix('torch.'), memory_mb=memory | _peak(device))
 
 def _facts(model, samples, device):
     height, width = samples[0]['image'].shape[1:]
@@ -151,6 +153,7 @@ def training_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
     checkpointing:bool=None, # compute activations again in the backward pass; None: as in the recipe
+    compiled:bool=False, # with `mimdet.detector.compile_parts`
     batch:int=2,        # images a step
     device:str='auto',  # cpu, cuda, ...
     amp:str='auto',     # precision: auto, bf16, fp16, fp32
@@ -161,10 +164,11 @@ def training_cost(
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
-    (height, width), memory, cfg = image_size(r, height, width), dict(before=memory_mb(device)['now']), to_config(r)
+    (height, width), memory, cfg = image_size(r, height, width), dict(before=memory_mb(device)['now']), with_checkpointing(to_config(r), device)
     cfg.model.amp = amp
     torch.manual_seed(0)
     model = build(cfg).to(device)
+    if compiled: compile_parts(model)
     memory['model'] = memory_mb(device)['now']
     samples, seen, dtype = synthetic_batch(batch, height, width, r.classes), _watch(model), precision(amp, device)
     row, timed, losses = _facts(model, samples, device), [], []
@@ -176,7 +180,8 @@ def training_cost(
             storage.step()
         row |= dict(ratio=ratio_of(model), tokens=seen['tokens'])
     _, seconds, cpu = zip(*timed[warmup:])
-    return row | dict(checkpointing=r.checkpointing, seconds=seconds, cpu_seconds=cpu, losses=losses, precision=str(dtype).removeprefix('torch.'),
+    checkpointing = bool(cfg.model.backbone.bottom_up.get('checkpointing', False))
+    return row | dict(checkpointing=checkpointing, compiled=compiled, seconds=seconds, cpu_seconds=cpu, losses=losses, precision=str(dtype).removeprefix('torch.'),
                       memory_mb=memory | _peak(device))
 
 # %% ../nbs/20_cost.ipynb #21-80b8cad3

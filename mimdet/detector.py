@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Detector', 'without_padding', 'precision', 'has_bf16', 'trusted', 'targets', 'build', 'SharedBatchNorm',
-           'synchronise', 'evaluating', 'predict', 'draw']
+           'synchronise', 'compile_parts', 'evaluating', 'predict', 'draw']
 
 # %% ../nbs/08_detector.ipynb #02-b77d1d94
 import importlib, sys
@@ -151,6 +151,18 @@ def _shared(norm):
     shared = SharedBatchNorm(norm.num_features).to(norm.weight.device)
     shared.load_state_dict(norm.state_dict())
     return shared
+
+# %% ../nbs/08_detector.ipynb #d61aed3f42
+def compile_parts(
+    model, # a `Detector`; changed in place
+):
+    "Compile the parts that hold nearly all of the work. Parameters keep their names and values."
+    backbone, heads = model.backbone.bottom_up, model.roi_heads
+    transformers = [getattr(backbone, 'encoder', backbone), getattr(backbone, 'decoder', None)]
+    blocks = [block for part in transformers for name in ('blocks', 'decoder_blocks') for block in getattr(part, name, ())]
+    masks = heads.mask_head.conv_norm_relus if heads.mask_on else []
+    convolutions = [*model.backbone.lateral_convs, *model.backbone.output_convs, model.proposal_generator.rpn_head, heads.box_head, *masks]
+    for part in (transformers[0].patch_embed, *blocks, *convolutions): part.compile()
 
 # %% ../nbs/08_detector.ipynb #25-5f4cde78
 @contextmanager

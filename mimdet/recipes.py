@@ -39,7 +39,7 @@ class Recipe:
     sample_ratio:float=0.5   # share of tokens that the encoder sees in training
     window:int=16            # side in tokens of the baseline's windows
     drop_path:float=0.1      # stochastic depth
-    checkpointing:bool=True  # of activations
+    checkpointing:object='auto' # of activations: True, False, or 'auto': where the device's memory asks for it
     # detector
     levels:int=4             # pyramid levels taken from the backbone, c2 upwards
     extra_level:bool=True    # one more level by pooling, for proposals only
@@ -212,7 +212,7 @@ def to_config(
         data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path='', parts='all'),
-        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, fp16_compression=True, ema=0.,
+        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, compile=False, fp16_compression=True, ema=0.,
                    eval_period=r.in_iterations(1), checkpoint_period=max(1, r.iterations//10), log_period=20),
     ))
 
@@ -282,6 +282,7 @@ PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parame
 
 EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
     'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
+    'activation checkpointing, which changes no result, is on only where the memory asks for it; the authors always had it',
     'batch normalisation is synchronised with several processes and plain with one; the authors always had several',
 )
 PECULIAR = dict( # ... and where a design's own code differs from the paper
