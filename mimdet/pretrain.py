@@ -86,7 +86,8 @@ def crop_by_matrices(
     crops = pictures[0].new_empty(len(pictures), side, side, 3)
     alike = {}
     for n, picture in enumerate(pictures): alike.setdefault(picture.shape, []).append(n)
-    for where in alike.values(): crops[where] = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
+    for where in alike.values():
+        crops[where] = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
     return crops
 
 def _crop_alike(pictures, boxes, side):
@@ -109,7 +110,8 @@ def crop_one_by_one(
     for crop, picture, (top, left, height, width) in zip(crops, pictures, boxes.tolist()):
         part = picture[top:top + height, left:left + width]
         if part.shape != crop.shape:
-            part = F.interpolate(part.permute(2, 0, 1)[None], (side, side), mode='bicubic', antialias=True)[0].permute(1, 2, 0)
+            planes = part.permute(2, 0, 1)[None]
+            part = F.interpolate(planes, (side, side), mode='bicubic', antialias=True)[0].permute(1, 2, 0)
         crop.copy_(part)
     return crops
 
@@ -162,8 +164,9 @@ class Crops(Dataset):
         boxes = torch.from_numpy(crop_boxes(random[:, 1:], np.array([p.shape[:2] for p in pictures]), self.least))
         crop = crop_one_by_one if pictures[0].device.type == 'cpu' else crop_by_matrices
         crops = crop(pictures, boxes, self.size)
-        mirrored = torch.from_numpy(random[:, 0] < 1/2).to(crops.device).view(-1, 1, 1, 1)
-        return torch.where(mirrored, crops.flip(2), crops).permute(0, 3, 1, 2), torch.from_numpy(draws)
+        mirrored = torch.from_numpy(np.flatnonzero(random[:, 0] < 1/2)).to(crops.device)
+        crops[mirrored] = crops[mirrored].flip(2)
+        return crops.permute(0, 3, 1, 2), torch.from_numpy(draws)
 
     def _picture(self, epoch, place):
         n = self._order(epoch)[place]
@@ -194,7 +197,8 @@ class Pretraining(nn.Module):
     def forward(self, batch):
         device = self.mean.device
         dtype = precision('auto', device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): return dict(loss=self.reconstruct(*batch).loss)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return dict(loss=self.reconstruct(*batch).loss)
 
 # %% ../nbs/13_pretrain.ipynb #09-dd49afdc
 def pretrain(
@@ -217,7 +221,8 @@ def pretrain(
 )->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, crops, device
     "Pre-train a masked autoencoder; writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."
     decoder_depth = decoder_depth or _decoder_depth(size)
-    settings = {k: v for k, v in locals().items() if k not in ('images', 'output', 'device', 'workers', 'memory_mb', 'resume')}
+    settings = {k: v for k, v in locals().items()
+                if k not in ('images', 'output', 'device', 'workers', 'memory_mb', 'resume')}
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
     started, device = time.time(), pick_device(device)
     torch.manual_seed(seed)
@@ -231,8 +236,9 @@ def pretrain(
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
-    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, steps//5), resume=resume, identity=identity,
-                 scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
+    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, steps//5),
+                 resume=resume, identity=identity, scaled=precision('auto', device) == torch.float16,
+                 name_batch=lambda batch: batch[1].tolist())
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch),
