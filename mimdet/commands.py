@@ -104,13 +104,14 @@ def mimdet_pretrain(
     decoder_depth:int=0,  # blocks of the decoder; 0: MAE's own 8, of tiny as many as MIMDet's
     seed:int=0,           # of everything random
     device:str='auto',    # cpu, cuda, ...
-    workers:int=0,        # loading processes
+    workers:int=0,        # loading processes, for images that are not in memory
+    memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
     resume:bool=False,    # go on from the output folder's checkpoint
 ):
     "Pre-train a masked autoencoder on a folder of images."
     from mimdet.pretrain import pretrain
     out = pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
-                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, resume=resume)
+                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb, resume=resume)
     print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")
 
 # %% ../nbs/25_commands.ipynb #19-c85cd047

@@ -65,7 +65,8 @@ def take(
     keep,   # (B, K) indices
 ):          # (B, K, C)
     "The kept tokens of each image."
-    return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+    first = tokens.shape[1]*torch.arange(len(keep), device=keep.device)[:, None] # of each image's tokens in the batch
+    return tokens.flatten(0, 1).index_select(0, (first + keep).flatten()).unflatten(0, keep.shape)
 
 def put(
     seen, # (B, K, C) tokens to lay down

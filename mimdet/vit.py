@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN_TOKENS', 'QUERIES', 'FILLS', 'sincos_positions', 'position_parameter', 'resize_positions', 'GridCache',
            'plain_attention', 'attention_by_parts', 'attention', 'self_attention', 'Block', 'blocks', 'run_blocks',
-           'init_weights', 'Encoder', 'Decoder', 'patchify', 'unpatchify', 'patch_embedding', 'Reconstruction',
-           'MaskedAutoencoder', 'normalised_patches', 'mae_names']
+           'init_weights', 'Encoder', 'Decoder', 'patchify', 'unpatchify', 'patch_embedding', 'normalised_patches',
+           'embed_patches', 'standardised', 'Reconstruction', 'MaskedAutoencoder', 'mae_names']
 
 # %% ../nbs/03_vit.ipynb #02-0d065e6d
 import math
@@ -178,7 +178,16 @@ class Encoder(nn.Module):
         grid,   # rows and columns, N = rows*columns
         keep,   # (B, K) tokens to see
     ):          # (B, K, dim), or (B, 1 + K, dim) with a class token
-        tokens = take(tokens + self.positions(self.pos_embed, *grid), keep)
+        return self.see(take(tokens, keep), grid, keep)
+
+    def see(self,
+        tokens, # (B, K, dim), only those of `keep`
+        grid,   # rows and columns
+        keep,   # (B, K) where they belong
+    ):          # as `forward`
+        "Run on tokens that were picked before."
+        positions = self.positions(self.pos_embed, *grid)
+        tokens = tokens + positions[0][keep]
         if self.cls_token is not None:
             tokens = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], dim=1)
         return self.norm(run_blocks(self.blocks, tokens, self.checkpointing))
@@ -237,12 +246,30 @@ def patch_embedding(dim):
     "A linear map of the patches to tokens, for images of any size: (B, 3, H, W) -> (B, N, dim)."
     return PatchEmbed(None, STRIDE, 3, dim, strict_img_size=False)
 
-# %% ../nbs/03_vit.ipynb #28-6e273025
+# %% ../nbs/03_vit.ipynb #f42f3c33
+def normalised_patches(patches):
+    "Patches (B, N, 768) with zero mean and unit variance each, and their means and deviations (B, N, 1)."
+    mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    return (patches - mean)/deviation, mean, deviation
+
+# %% ../nbs/03_vit.ipynb #1fb87fa3
+def embed_patches(patch_embed, patches):
+    "The tokens (B, K, dim) that `patch_embed` makes of patches (B, K, 768)."
+    return F.linear(patches, rearrange(patch_embed.proj.weight, 'd c p q -> d (p q c)'), patch_embed.proj.bias)
+
+def standardised(patches):
+    "Patches (B, N, 768) with zero mean and unit variance each."
+    n = patches.shape[-1]
+    shrink = (n - 1)/n
+    return F.layer_norm(patches, (n,), weight=patches.new_full((n,), shrink**.5), eps=shrink*1e-6)
+
+# %% ../nbs/03_vit.ipynb #df290bc4
 class Reconstruction(NamedTuple):
     "What the autoencoder returns."
     loss: torch.Tensor       # scalar: mean squared error over hidden patches, in units of each patch's variance
-    prediction: torch.Tensor # (B, N, 768) normalised pixels
+    prediction: torch.Tensor # (B, N - K, 768) normalised pixels of the hidden patches
     keep: torch.Tensor       # (B, K) the patches that were seen
+    hidden: torch.Tensor     # (B, N - K) the others
 
 class MaskedAutoencoder(nn.Module):
     "MAE (He et al. 2022) with normalised-pixel targets."
@@ -259,24 +286,27 @@ class MaskedAutoencoder(nn.Module):
         init_weights(self.decoder_pred)
 
     def forward(self,
-        images,               # (B, 3, H, W), normalised
+        images,               # (B, 3, H, W)
         noise,                # (B, N): the patches with the least are seen
         mask_ratio:float=.75, # share of hidden patches
+        normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are normalised
     )->Reconstruction:
         grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
-        tokens = self.encoder.patch_embed(images)
-        keep = keep_tokens(noise.cpu(), 1 - mask_ratio).to(tokens.device)
-        prediction = self.decoder_pred(self.decoder(self.encoder(tokens, grid, keep), keep, grid, tokens))
-        target, _, _ = normalised_patches(images)
-        error = (prediction.float() - target).square().mean(-1)  # (B, N)
-        hidden = torch.ones_like(error).scatter(1, keep, 0.)
-        return Reconstruction((error*hidden).sum()/hidden.sum(), prediction, keep)
+        keep, hidden = (tokens.to(images.device) for tokens in _split(noise.cpu(), 1 - mask_ratio))
+        patches = patchify(images)
+        visible, target = take(patches, keep), take(patches, hidden)
+        if normalise: visible, target = normalise(visible), normalise(target)
+        seen = self.encoder.see(embed_patches(self.encoder.patch_embed, visible), grid, keep)
+        decoded = self.decoder(seen, keep, grid, features=None)
+        prediction = self.decoder_pred(take(decoded, hidden))
+        loss = F.mse_loss(prediction.to(target.dtype), standardised(target))
+        return Reconstruction(loss, prediction, keep, hidden)
 
-def normalised_patches(images):
-    "Patches (B, N, 768) with zero mean and unit variance each, and the means and deviations (B, N, 1)."
-    patches = patchify(images)
-    mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-    return (patches - mean)/deviation, mean, deviation
+def _split(noise, ratio):
+    "The tokens to see, and the others, both in raster order."
+    keep = keep_tokens(noise, ratio)
+    others = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
+    return keep, others.nonzero()[:, 1].view(len(noise), noise.shape[1] - keep.shape[1])
 
 # %% ../nbs/03_vit.ipynb #31-356a1761
 def mae_names(
