@@ -145,13 +145,13 @@ def _by_pycocotools(coco, results, kinds, image_ids):
         yield _run(evaluation)
 
 def _by_hotcoco(coco, results, kinds, image_ids):
+    fields = ('bbox', 'area', 'iscrowd', 'score', *(['segmentation'] if 'segm' in kinds else []))
     images, categories = ({v: n for n, v in enumerate(sorted(ids), 1)} for ids in (image_ids, (c['id'] for c in coco['categories'])))
     def numbered(entries):
-        return [e | dict(image_id=images[e['image_id']], category_id=categories[e['category_id']])
-                for e in entries if e['image_id'] in images and e['category_id'] in categories]
-    annotations = [a | dict(id=n) for n, a in enumerate(numbered(coco['annotations']), 1)]
-    truth = hotcoco.COCO(dict(images=[i | dict(id=images[i['id']]) for i in coco['images'] if i['id'] in images],
-                              categories=[dict(id=n, name=str(n)) for n in categories.values()], annotations=annotations))
+        return [{k: e[k] for k in fields if k in e} | dict(id=n, image_id=images[e['image_id']], category_id=categories[e['category_id']])
+                for n, e in enumerate(entries, 1) if e['image_id'] in images and e['category_id'] in categories]
+    truth = hotcoco.COCO(dict(images=[dict(id=images[i['id']], width=i['width'], height=i['height']) for i in coco['images'] if i['id'] in images],
+                              categories=[dict(id=n, name=str(n)) for n in categories.values()], annotations=numbered(coco['annotations'])))
     found = truth.load_res(numbered(results))
     for kind in kinds: yield _run(hotcoco.COCOeval(truth, found, kind))
 
@@ -256,7 +256,8 @@ def evaluate(
         stack.enter_context(averaged(model, samples))
         row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records))
         started = time.time()
-        found = detections(model, test_loader(records, mapper, batch, comm.get_rank(), comm.get_world_size(), data.get('workers', 0)), info, f'ratio {row["ratio"]:g}')
+        loader = test_loader(records, mapper, batch, comm.get_rank(), comm.get_world_size(), data.get('workers', 0), model.backbone.size_divisibility)
+        found = detections(model, loader, info, f'ratio {row["ratio"]:g}')
         row['seconds'] = round(time.time() - started, 2)
     if not comm.is_main_process(): return row
     if predictions: write_json(predictions, found, indent=None)
