@@ -383,31 +383,6 @@ def find_pictures(
         if not path.exists(): raise MimdetError(f'{path}: no such image or folder')
     return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]
 
-def predict_pictures(
-    model,               # a `Detector`
-    data,                # the configuration's `data` section, for the test size and the names
-    paths:list,          # of pictures
-    output,              # folder for the drawn pictures and predictions.json
-    threshold:float=0.5, # keep objects scored at least this
-    scale:float=1.,      # enlarge the drawn pictures
-)->list:                 # of COCO results, each with file name and category
-    "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
-    drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), data.classes
-    found = []
-    for path in tqdm(paths, desc='predict', unit='image', disable=None):
-        pixels = read_image(path)
-        instances = predict(model, pixels, augmentation, path.name)
-        instances = instances[instances.scores >= threshold]
-        for entry in instances_to_coco_json(instances, path.name):
-            index = entry['category_id']
-            entry |= dict(category=names[index], category_id=data.category_ids[index])
-            found.append(dict(file_name=entry.pop('image_id')) | entry)
-        picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
-        with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
-        print(f'{path.name}: {", ".join(names[k] for k in instances.pred_classes.tolist()) or "nothing"}')
-    write_json(Path(output)/'predictions.json', found)
-    return found
-
 def _targets(paths, output):
     "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing, or if a picture cannot be read."
     targets = {path: output/f'{path.stem}.png' for path in paths}
@@ -416,3 +391,40 @@ def _targets(paths, output):
         if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
     if len({*targets.values()}) < len(paths): raise MimdetError('two of the pictures have one name, apart from folder and ending: predict them into two folders')
     return targets
+
+# %% ../nbs/14_evaluate.ipynb #35-1d2e3f0b
+def predict_pictures(
+    model,               # a `Detector`
+    data,                # the configuration's `data` section, for the test size and the names
+    paths:list,          # of pictures
+    output,              # folder for the drawn pictures and predictions.json
+    threshold:float=0.5, # keep objects scored at least this
+    scale:float=1.,      # enlarge the drawn pictures
+    workers:int=2,       # threads that draw and encode
+)->list:                 # of COCO results, each with file name and category
+    "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
+    drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), data.classes
+
+    def detected():
+        for path, pixels in zip(paths, in_background(read_image, paths)):
+            instances = predict(model, pixels, augmentation, path.name)
+            yield path, pixels, instances[instances.scores >= threshold]
+
+    def finish(one):
+        path, pixels, instances = one
+        picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
+        with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
+        return path, [_named(result, names, data.category_ids) for result in coco_results(instances, path.name)]
+
+    found, finished = [], in_background(finish, detected(), workers, depth=workers)
+    for path, objects in tqdm(finished, total=len(paths), desc='predict', unit='image', disable=None):
+        found += objects
+        print(f'{path.name}: {", ".join(each["category"] for each in objects) or "nothing"}')
+    write_json(Path(output)/'predictions.json', found)
+    return found
+
+def _named(result, names, category_ids):
+    "A result with the picture's name in place of an id, and with the category's name."
+    index = result['category_id']
+    rest = {key: value for key, value in result.items() if key != 'image_id'}
+    return dict(file_name=result['image_id'], category=names[index]) | rest | dict(category_id=category_ids[index])

@@ -1,16 +1,25 @@
 """Evaluation: both evaluators agree on every number, a batch changes nothing, and work in the background keeps its order."""
 import copy, json, threading, time
+from pathlib import Path
 import numpy as np
 import pytest, torch
 from PIL import Image
 from pycocotools import mask as rle
 from mimdet import data
 from mimdet.core import MimdetError
-from mimdet.detector import build
+from mimdet.detector import build, predict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json # after a module of mimdet, which mends detectron2
 from detectron2.structures import Boxes, Instances
-from mimdet.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate, sampling
+from mimdet.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate, predict_pictures, sampling
 from mimdet.recipes import config
+
+CFG = config('mimdet_tiny_v1_sr0.5_3x', classes=3)
+CFG.data.update(test_short_edge=96, classes=['a', 'b', 'c'], category_ids=[3, 5, 9])
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    return build(CFG).eval()
 
 # --- evaluators ---
 
@@ -179,10 +188,8 @@ def found_by(model, info, batch):
     finally: hook.remove()
 
 @pytest.mark.parametrize('ratio', [.25, 1.])
-def test_a_batch_changes_nothing(ratio, mixed):
+def test_a_batch_changes_nothing(ratio, model, mixed):
     "The same tokens, and the same detections within rounding: 0.01 pixels, 1e-5 in the score."
-    torch.manual_seed(0)
-    model = build(config('mimdet_tiny_v1_sr0.5_3x', classes=3)).eval()
     with sampling(model, ratio): (alone, tokens), (together, same_tokens) = (found_by(model, mixed, batch) for batch in (1, 4))
     assert tokens == same_tokens and len(tokens) == len(SIZES)
     assert [r['image_id'] for r in alone] == [r['image_id'] for r in together]
@@ -192,16 +199,36 @@ def test_a_batch_changes_nothing(ratio, mixed):
         np.testing.assert_allclose(one['bbox'], other['bbox'], atol=1e-2)
         assert rle.area(one['segmentation']) == 0 or rle.iou([one['segmentation']], [other['segmentation']], [0]) > .98
 
-def test_evaluate(emoji):
+def test_evaluate(model, emoji):
     "The same row by either evaluator, but for its name and the time."
     info = data.register('evaluators', emoji['val']['json'], emoji['val']['images'])
-    torch.manual_seed(0)
-    cfg = config('mimdet_tiny_v1_sr0.5_3x', classes=3)
-    model = build(cfg)
-    rows = [evaluate(model, info, cfg.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
+    rows = [evaluate(model, info, CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
     assert [row.pop('evaluator') for row in rows] == list(EVALUATORS)
     for row in rows: del row['seconds']
     assert rows[0] == rows[1] and rows[0]['images'] == 4
+
+# --- pictures ---
+
+@pytest.fixture(scope='module')
+def pictures(emoji): return sorted(Path(emoji['train']['images']).glob('*'))[:3]
+
+def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
+    found, lines = [], []
+    for path in pictures:
+        instances = predict(model, data.read_image(path), data.test_augmentation_of(CFG.data), path.name)
+        entries = instances_to_coco_json(instances[instances.scores >= .3], path.name)
+        names = [CFG.data.classes[e['category_id']] for e in entries]
+        found += [dict(file_name=e.pop('image_id'), category=name, **e | dict(category_id=CFG.data.category_ids[e['category_id']])) for e, name in zip(entries, names)]
+        lines.append(f'{path.name}: {", ".join(names) or "nothing"}')
+    assert found and json.dumps(found) == json.dumps(predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3))
+    assert capsys.readouterr().out.splitlines() == lines
+    assert json.loads((tmp_path/'predictions.json').read_text()) == found
+    for path in pictures: assert Image.open(tmp_path/f'{path.stem}.png').size == Image.open(path).size
+
+def test_a_drawing_that_cannot_be_written(model, pictures, tmp_path):
+    (tmp_path/f'{pictures[1].stem}.png').mkdir()
+    with pytest.raises(OSError): predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3)
+    assert not (tmp_path/'predictions.json').exists()
 
 # --- in the background ---
 
