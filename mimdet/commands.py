@@ -192,7 +192,7 @@ def mimdet_evaluate(
     output:str='',     # folder for predictions (COCO results) and metrics.json
     batch:int=1,       # images at a time, at most: those of one padded size go together
     limit:int=0,       # only the first images; 0: all
-    evaluator:str='hotcoco', # or pycocotools: the same numbers, in thirty times the time
+    evaluator:str='hotcoco', # or pycocotools: the same numbers, in twenty times the time
     device:str='auto', # cpu, cuda, ...
 ):
     "Box and mask AP at any sample ratio, strategy and seed."

@@ -488,7 +488,8 @@ def padded_size(
 )->tuple:               # (height, width) of the network's input
     "The size of an image after the augmentation for evaluation and the network's padding."
     for step in augmentations:
-        if isinstance(step, T.ResizeShortestEdge): height, width = step.get_output_shape(height, width, step.short_edge_length[0], step.max_size)
+        if isinstance(step, T.ResizeShortestEdge):
+            height, width = step.get_output_shape(height, width, step.short_edge_length[0], step.max_size)
         elif isinstance(step, T.FixedSizeCrop): height, width = step.crop_size
         else: raise MimdetError(f'{type(step).__name__} is no augmentation for evaluation')
     return -(-height//multiple)*multiple, -(-width//multiple)*multiple
@@ -531,10 +532,11 @@ def test_loader(
     rank:int=0,    # this process
     world:int=1,   # number of processes
     workers:int=0, # loading processes of this process
-    multiple:int=1, # that the network pads height and width to; 1 suits any network, and puts fewer images together
+    multiple:int=1, # that the network pads height and width to; 1 suits any, but puts fewer images together
 )->DataLoader:     # of lists of samples
     "All records once, a batch of one padded size; each process has every `world`-th. With `batch=1` in order."
     if batch < 1: raise MimdetError(f'{batch=} must be at least 1')
     sizes = [padded_size(mapper.augmentations.augs, r['height'], r['width'], multiple) for r in records[rank::world]]
-    return _TestLoader(_Mapped(records, mapper, rank, world), batch_sampler=SameSize(sizes, batch), collate_fn=list, num_workers=workers,
-                       pin_memory=torch.cuda.is_available(), generator=torch.Generator()) # not torch's own, which training draws from
+    return _TestLoader(_Mapped(records, mapper, rank, world), batch_sampler=SameSize(sizes, batch), collate_fn=list,
+                       num_workers=workers, pin_memory=torch.cuda.is_available(),
+                       generator=torch.Generator()) # not torch's own, which training draws from

@@ -71,7 +71,8 @@ def coco_results(
     results = instances_to_coco_json(Instances(found.image_size, **fields), image_id)
     if masks is None or not results: return results
     rles = hotcoco.mask.encode(masks.permute(1, 2, 0).numpy())
-    return [r | dict(segmentation=dict(size=list(rle['size']), counts=rle['counts'].decode())) for r, rle in zip(results, rles)]
+    segmentations = [dict(size=list(rle['size']), counts=rle['counts'].decode()) for rle in rles]
+    return [result | dict(segmentation=segmentation) for result, segmentation in zip(results, segmentations)]
 
 # %% ../nbs/14_evaluate.ipynb #05-1d2e3f05
 def detections(
@@ -84,7 +85,11 @@ def detections(
     def outputs():
         for batch in tqdm(loader, desc=progress, unit='batch', disable=None if comm.is_main_process() else True):
             for sample, output in zip(batch, model(batch)): yield sample, output['instances'].to('cpu')
-    def encoded(one): return one[0]['position'], coco_results(one[1], one[0]['image_id'])
+
+    def encoded(output):
+        sample, instances = output
+        return sample['position'], coco_results(instances, sample['image_id'])
+
     with evaluating(model): own = list(in_background(encoded, outputs()))
     found = sorted((each for share in comm.gather(own) for each in share), key=itemgetter(0))
     return [r | dict(category_id=info.category_ids[r['category_id']]) for _, results in found for r in results]
@@ -133,26 +138,39 @@ def _run(evaluation):
         evaluation.summarize()
     return evaluation.eval['precision'][:, :, :, 0, -1], evaluation.stats
 
+def _indexed(coco):
+    index = COCO()
+    index.dataset = coco
+    with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
+    return index
+
 def _by_pycocotools(coco, results, kinds, image_ids):
-    truth, found = COCO(), COCO()
-    for index, entries in ((truth, coco), (found, coco | dict(annotations=[]))):
-        index.dataset = entries
-        with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
+    truth = _indexed(coco)
     for kind in kinds:
-        copies = [{k: v for k, v in r.items() if kind == 'segm' or k != 'segmentation'} for r in results] # it adds to what it is given
-        with contextlib.redirect_stdout(io.StringIO()): evaluation = COCOeval(truth, truth.loadRes(copies) if copies else found, kind)
+        unread = {'segmentation'} if kind == 'bbox' else set()
+        copies = [{k: r[k] for k in r.keys() - unread} for r in results] # it adds to what it is given
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = truth.loadRes(copies) if copies else _indexed(coco | dict(annotations=[]))
+        evaluation = COCOeval(truth, found, kind)
         evaluation.params.imgIds = sorted(image_ids)
         yield _run(evaluation)
 
+def _numbers(ids): return {v: n for n, v in enumerate(sorted(ids), 1)}
+
 def _by_hotcoco(coco, results, kinds, image_ids):
+    images, categories = _numbers(image_ids), _numbers(category['id'] for category in coco['categories'])
     fields = ('bbox', 'area', 'iscrowd', 'score', *(['segmentation'] if 'segm' in kinds else []))
-    images, categories = ({v: n for n, v in enumerate(sorted(ids), 1)} for ids in (image_ids, (c['id'] for c in coco['categories'])))
+
     def numbered(entries):
-        return [{k: e[k] for k in fields if k in e} | dict(id=n, image_id=images[e['image_id']], category_id=categories[e['category_id']])
-                for n, e in enumerate(entries, 1) if e['image_id'] in images and e['category_id'] in categories]
-    truth = hotcoco.COCO(dict(images=[dict(id=images[i['id']], width=i['width'], height=i['height']) for i in coco['images'] if i['id'] in images],
-                              categories=[dict(id=n, name=str(n)) for n in categories.values()], annotations=numbered(coco['annotations'])))
-    found = truth.load_res(numbered(results))
+        for n, entry in enumerate(entries, 1):
+            image, category = images.get(entry['image_id']), categories.get(entry['category_id'])
+            if image is None or category is None: continue
+            yield {k: entry[k] for k in fields if k in entry} | dict(id=n, image_id=image, category_id=category)
+
+    truth = hotcoco.COCO(dict(
+        images=[dict(id=images[i['id']], width=i['width'], height=i['height']) for i in coco['images'] if i['id'] in images],
+        categories=[dict(id=n, name=str(n)) for n in categories.values()], annotations=list(numbered(coco['annotations']))))
+    found = truth.load_res(list(numbered(results)))
     for kind in kinds: yield _run(hotcoco.COCOeval(truth, found, kind))
 
 EVALUATORS = dict(hotcoco=_by_hotcoco, pycocotools=_by_pycocotools)
@@ -245,7 +263,7 @@ def evaluate(
     limit:int=None,      # only the first images
     predictions='',      # file to save the detections to, in COCO's results format
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-)->dict:                 # ratio, strategy, seed, c4, samples, images, seconds, and, in the first process, evaluator, bbox: {...}, segm: {...}
+)->dict:                 # ratio, strategy, seed, c4, samples, images, seconds; in the first process evaluator, bbox, segm
     "Box and mask AP of a model on a data set, at one setting of the sampling."
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))
@@ -256,7 +274,8 @@ def evaluate(
         stack.enter_context(averaged(model, samples))
         row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records))
         started = time.time()
-        loader = test_loader(records, mapper, batch, comm.get_rank(), comm.get_world_size(), data.get('workers', 0), model.backbone.size_divisibility)
+        loader = test_loader(records, mapper, batch=batch, rank=comm.get_rank(), world=comm.get_world_size(),
+                             workers=data.get('workers', 0), multiple=model.backbone.size_divisibility)
         found = detections(model, loader, info, f'ratio {row["ratio"]:g}')
         row['seconds'] = round(time.time() - started, 2)
     if not comm.is_main_process(): return row
