@@ -7,10 +7,13 @@ __all__ = ['COCO_NAMES', 'IMAGE_SUFFIXES', 'FIELDS', 'TOLERANCE', 'PAPER_CROP', 
            'parse_dataset', 'image_errors', 'read_image', 'list_images', 'png_text', 'check_dataset', 'DatasetInfo',
            'register', 'RandomCrop', 'train_augmentation', 'test_augmentation', 'FixedSizeCrop', 'ResizeScale',
            'square_augmentation', 'train_augmentation_of', 'test_augmentation_of', 'TrainMapper', 'TestMapper',
-           'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'test_loader']
+           'BatchOrder', 'numpy_seed', 'TrainingStream', 'Loader', 'train_loader', 'in_background', 'padded_size',
+           'SameSize', 'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
 import io, logging, math, os, struct, warnings
+from collections import Counter, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -460,19 +463,80 @@ def train_loader(
     return Loader(TrainingStream(records, mapper, batch, seed), batch_sampler=_Share(batch, start, stop, rank, world, accumulate), collate_fn=list, num_workers=workers,
                    generator=torch.Generator()) # or it would draw from torch's own in the step that follows a restart
 
+# %% ../nbs/09_data.ipynb #52-0a5b1c02
+def in_background(
+    function,      # called in other threads
+    items,         # its arguments, one at a time
+    workers:int=1, # threads
+    depth:int=2,   # results that may wait, or be in the making, beside the one that the caller has
+):                 # results, in the order of the items
+    "Apply a function to items ahead of the caller. What it raises is raised here, at its turn."
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > depth: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/09_data.ipynb #52-0a5b1c05
+def padded_size(
+    augmentations:list, # as from `test_augmentation_of`
+    height:int,         # of the original image, in pixels
+    width:int,          # likewise
+    multiple:int=1,     # that the network pads height and width to: its `size_divisibility`
+)->tuple:               # (height, width) of the network's input
+    "The size of an image after the augmentation for evaluation and the network's padding."
+    for step in augmentations:
+        if isinstance(step, T.ResizeShortestEdge):
+            height, width = step.get_output_shape(height, width, step.short_edge_length[0], step.max_size)
+        elif isinstance(step, T.FixedSizeCrop): height, width = step.crop_size
+        else: raise MimdetError(f'{type(step).__name__} is no augmentation for evaluation')
+    return -(-height//multiple)*multiple, -(-width//multiple)*multiple
+
+@dataclass(frozen=True)
+class SameSize:
+    "Batches of places in a list, each of one size."
+    sizes: list # one for each place
+    batch: int  # places at a time; the last of a size may be fewer
+    def __len__(self): return sum(-(-count//self.batch) for count in Counter(self.sizes).values())
+    def __iter__(self):
+        begun = defaultdict(list)
+        for place, size in enumerate(self.sizes):
+            begun[size].append(place)
+            if len(begun[size]) == self.batch: yield begun.pop(size)
+        yield from begun.values()
+
+# %% ../nbs/09_data.ipynb #52-0a5b1c08
 class _Mapped(Dataset):
-    "Records, mapped one by one."
-    def __init__(self, records, mapper): self.records, self.mapper = DatasetFromList(records, copy=False, serialize=bool(records)), mapper
+    "One process's share of the records, mapped one by one."
+    def __init__(self, records, mapper, rank, world):
+        share = records[rank::world]
+        self.records, self.mapper = DatasetFromList(share, copy=False, serialize=bool(share)), mapper
+        self.rank, self.world = rank, world
     def __len__(self): return len(self.records)
-    def __getitem__(self, k): return self.mapper(self.records[k])
+    def __getitem__(self, k): return self.mapper(self.records[k]) | dict(position=self.rank + k*self.world)
+
+class _TestLoader(Loader):
+    "A `Loader` that reads ahead in a thread where it has no processes."
+    def __iter__(self): return super().__iter__() if self.num_workers else in_background(self._read, self.batch_sampler)
+
+    def _read(self, places):
+        samples = [self.dataset[k] for k in places]
+        return [s | dict(image=s['image'].pin_memory()) for s in samples] if self.pin_memory else samples
 
 def test_loader(
     records:list,  # detectron2 dataset dicts
     mapper,        # a `TestMapper`
-    batch:int=1,   # images at a time
+    batch:int=1,   # images at a time, at most
     rank:int=0,    # this process
     world:int=1,   # number of processes
     workers:int=0, # loading processes of this process
+    multiple:int=1, # that the network pads height and width to; 1 suits any, but puts fewer images together
 )->DataLoader:     # of lists of samples
-    "All records once, in order; each process has every `world`-th."
-    return Loader(_Mapped(records[rank::world], mapper), batch_size=batch, collate_fn=list, num_workers=workers)
+    "All records once, a batch of one padded size; each process has every `world`-th. With `batch=1` in order."
+    if batch < 1: raise MimdetError(f'{batch=} must be at least 1')
+    sizes = [padded_size(mapper.augmentations.augs, r['height'], r['width'], multiple) for r in records[rank::world]]
+    return _TestLoader(_Mapped(records, mapper, rank, world), batch_sampler=SameSize(sizes, batch), collate_fn=list,
+                       num_workers=workers, pin_memory=torch.cuda.is_available(),
+                       generator=torch.Generator()) # not torch's own, which training draws from

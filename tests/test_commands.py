@@ -93,9 +93,10 @@ def test_checkpoint_of_another_model(call, trained, emoji, tmp_path):
 def test_evaluate_ratios(call, trained, emoji, tmp_path):
     for ratio in ('0', '1.5'):
         assert 'outside (0, 1]' in complaint(call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', ratio))
-    done = call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', '0.25,1', '--output', tmp_path)
+    assert 'there are hotcoco, pycocotools' in complaint(call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--evaluator', 'coco'))
+    done = call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', '0.25,1', '--evaluator', 'pycocotools', '--output', tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row['ratio'] for row in json.loads((tmp_path/'metrics.json').read_text())] == [0.25, 1.0]
+    assert [(row['ratio'], row['evaluator']) for row in json.loads((tmp_path/'metrics.json').read_text())] == [(0.25, 'pycocotools'), (1.0, 'pycocotools')]
     assert isinstance(json.loads((tmp_path/'predictions_0.25.json').read_text()), list)
 
 def test_evaluate_other_categories(call, trained, emoji, tmp_path):

@@ -112,7 +112,7 @@ def training(cfg, folder, monkeypatch):
         monkeypatch.setattr(module, name, lambda *arguments, **options: seen.append(what(*arguments, **options)) or real(*arguments, **options))
     watch(mimdet.train, 'train_loader', lambda *_, workers, **__: workers)
     watch(mimdet.engine, 'save_weights', lambda content, path: path.name)
-    watch(mimdet.evaluate, 'average_precision', lambda json, found, *_: [f['bbox'] for f in found])
+    watch(mimdet.evaluate, 'average_precisions', lambda json, found, *_: [f['bbox'] for f in found])
     cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
     result = mimdet.train.train(cfg)
     monkeypatch.undo()
