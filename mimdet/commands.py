@@ -193,6 +193,7 @@ def mimdet_evaluate(
     output:str='',     # folder for predictions (COCO results) and metrics.json
     batch:int=1,       # images at a time, at most: those of one padded size go together
     limit:int=0,       # only the first images; 0: all
+    precision:str='',  # auto, bf16, fp16 or fp32; default: the model's own, usually auto: the fastest that the hardware has
     evaluator:str='hotcoco', # or pycocotools: the same numbers, in twenty times the time
     device:str='auto', # cpu, cuda, ...
 ):
@@ -203,6 +204,7 @@ def mimdet_evaluate(
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
     cfg, model, report = load_model(run, weights, device)
     if weights: print(report)
+    if precision: model.set_precision(precision)
     dataset = dataset or cfg.data.val
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
     check_classes(cfg, info)
@@ -214,7 +216,7 @@ def mimdet_evaluate(
         rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
     first = rows[0]
     sampled = f'sampling {first["strategy"]}, seed {first["seed"]}'
-    print(f'{info.json}: {first["images"]} images, {sampled}, weights {report.sha256}')
+    print(f'{info.json}: {first["images"]} images, {sampled}, {first["precision"]}, weights {report.sha256}')
     print(format_rows(rows))
     if output: write_json(f'{output}/metrics.json', rows)
 
@@ -228,6 +230,7 @@ def mimdet_predict(
     ratio:float=1.,      # share of tokens that the encoder sees
     seed:int=0,          # which tokens, below ratio 1
     scale:float=1.,      # enlarge the drawn images
+    precision:str='',    # auto, bf16, fp16 or fp32; default: the model's own, usually auto: the fastest that the hardware has
     weights:str='',      # a detector's weights, for a recipe name
     device:str='auto',   # cpu, cuda, ...
 ):
@@ -235,6 +238,7 @@ def mimdet_predict(
     from mimdet.evaluate import find_pictures, load_model, predict_pictures, sampling
     cfg, model, report = load_model(run, weights, device)
     if weights: print(report)
+    if precision: model.set_precision(precision)
     paths = find_pictures(images)
     with sampling(model, ratio, seed=seed):
         found = predict_pictures(model, cfg.data, paths, output=output, threshold=threshold, scale=scale)

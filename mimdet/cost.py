@@ -153,7 +153,6 @@ def training_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
     checkpointing:bool=None, # compute activations again in the backward pass; None: as in the recipe
-    compiled:bool=False, # with `mimdet.detector.compile_parts`
     batch:int=2,        # images a step
     device:str='auto',  # cpu, cuda, ...
     amp:str='auto',     # precision: auto, bf16, fp16, fp32
@@ -161,6 +160,7 @@ def training_cost(
     height:int=0,       # of the images in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
     width:int=0,        # likewise
     warmup:int=2,       # steps before
+    compiled:bool=False,# with `mimdet.detector.compile_parts`
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)

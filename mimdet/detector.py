@@ -38,8 +38,13 @@ class Detector(GeneralizedRCNN):
     ):
         super().__init__(**parts)
         if strategy not in STRATEGIES: raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
+        self.strategy, self.sample_seed, self.padded = strategy, sample_seed, padded
+        self.set_precision(amp)
+
+    def set_precision(self, amp):
+        "Compute in this precision from now on. Raises `MimdetError` if there is none of that name."
         if amp not in ('auto', *PRECISIONS): raise MimdetError(f'unknown precision {amp!r}; there are auto, {", ".join(PRECISIONS)}')
-        self.strategy, self.sample_seed, self.amp, self.padded = strategy, sample_seed, amp, padded
+        self.amp = amp
 
     def preprocess_image(self, batched_inputs):
         batch = super().preprocess_image(batched_inputs)

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from .core import MimdetError, atomic_path, read_json, seed_for, write_json
 from .data import DatasetInfo, TestMapper, in_background, list_images, png_text, read_image
 from .data import test_augmentation, test_augmentation_of, test_loader
-from .detector import build, draw, evaluating, predict
+from .detector import build, draw, evaluating, precision, predict
 from .engine import pick_device
 from .pretrained import load_detector
 from .recipes import config
@@ -263,7 +263,7 @@ def evaluate(
     limit:int=None,      # only the first images
     predictions='',      # file to save the detections to, in COCO's results format
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-)->dict:                 # ratio, strategy, seed, c4, samples, images, seconds; in the first process evaluator, bbox, segm
+)->dict:                 # ratio, strategy, seed, c4, samples, images, precision, seconds; in the first process evaluator, bbox, segm
     "Box and mask AP of a model on a data set, at one setting of the sampling."
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))
@@ -272,7 +272,8 @@ def evaluate(
         if c4 == 'stem': stack.enter_context(decoder_replaced(model, fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch))))
         elif c4 != 'decoder': raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
         stack.enter_context(averaged(model, samples))
-        row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records))
+        row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records),
+                   precision=str(precision(model.amp, model.device)).removeprefix('torch.'))
         started = time.time()
         loader = test_loader(records, mapper, batch=batch, rank=comm.get_rank(), world=comm.get_world_size(),
                              workers=data.get('workers', 0), multiple=model.backbone.size_divisibility)
