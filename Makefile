@@ -5,6 +5,7 @@ TARGET  ?= all
 CORES   ?= all
 FLAGS   ?=
 PORT    ?= 8000
+UPSTREAM ?=
 
 # An active conda environment named mimdet is used as it is; everywhere else a virtual environment is made here.
 ifeq ($(CONDA_DEFAULT_ENV),mimdet)
@@ -20,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures verify test docs docs-serve readme lab lock bundle clean clean-runs
+.PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -33,6 +34,10 @@ $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
 
 reproduce: setup ## runs, tables and figures of a study (PROFILE=quick, TARGET=table2, CORES=all, FLAGS=-n for a dry run)
 	@$(RUN) python tools/reproduce.py $(PROFILE) --target $(TARGET) --cores $(CORES) $(FLAGS)
+
+bench: PROFILE = bench
+bench: setup ## our code against plain forms, and against the authors' (UPSTREAM=folder of hustvl/MIMDet): table and figure (PROFILE=bench_gpu on a GPU)
+	@$(RUN) MIMDET_UPSTREAM="$(UPSTREAM)" python tools/reproduce.py $(PROFILE) --target $(TARGET) --cores $(CORES) $(FLAGS)
 
 figures: setup ## tables and figures of a study from the records that are there (PROFILE=quick)
 	@$(RUN) python tools/figures.py $(PROFILE)

@@ -54,6 +54,11 @@ class Detector(GeneralizedRCNN):
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # convolutions pass it on, and are faster for it
         return ImageList(batch, batch.image_sizes) # detectron2 hands the first on to the backbone
 
+    @property
+    def precision(self):
+        "The name of the type that it computes in: float32, bfloat16 or float16."
+        return str(precision(self.amp, self.device)).removeprefix('torch.')
+
     def autocast(self):
         "A block in which the network computes as `amp` says. Weights are cast once in it, however many batches it holds."
         dtype = precision(self.amp, self.device)

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from .core import MimdetError, atomic_path, read_json, seed_for, write_json
 from .data import DatasetInfo, TestMapper, in_background, list_images, png_text, read_image
 from .data import test_augmentation, test_augmentation_of, test_loader
-from .detector import build, draw, evaluating, precision, predict
+from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import load_detector
 from .recipes import config
@@ -273,7 +273,7 @@ def evaluate(
         elif c4 != 'decoder': raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
         stack.enter_context(averaged(model, samples))
         row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records),
-                   precision=str(precision(model.amp, model.device)).removeprefix('torch.'))
+                   precision=model.precision)
         started = time.time()
         loader = test_loader(records, mapper, batch=batch, rank=comm.get_rank(), world=comm.get_world_size(),
                              workers=data.get('workers', 0), multiple=model.backbone.size_divisibility)

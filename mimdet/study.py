@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KEYS', 'NEEDED', 'FIGURES', 'FILES', 'DRAWN_BY', 'TARGETS', 'OVERHEAD', 'RATES', 'AUTHORS', 'Job', 'check_section',
            'check_needed', 'check_keys', 'profiles', 'read_models', 'Study', 'data_jobs', 'pretrain_jobs', 'train_jobs',
-           'evaluate_jobs', 'cost_jobs', 'subjects', 'figure_jobs', 'read_study', 'inputs', 'asked', 'missing',
-           'targets', 'usual_image', 'one_pass', 'work', 'priority', 'estimate', 'rates_before', 'schedule', 'probe',
-           'gpu_hours', 'minutes']
+           'evaluate_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'figure_jobs', 'read_study', 'inputs', 'asked',
+           'missing', 'targets', 'usual_image', 'one_pass', 'work', 'priority', 'estimate', 'rates_before', 'schedule',
+           'probe', 'gpu_hours', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -25,7 +25,7 @@ from .recipes import nearest, recipe
 class Job:
     "A notebook to be run by papermill."
     name:str         # unique within the study
-    kind:str         # data, pretrain, train, evaluate, cost or figure
+    kind:str         # data, pretrain, train, evaluate, cost, bench or figure
     notebook:str     # its source, from the project's root
     parameters:dict  # for papermill
     needs:tuple      # names of jobs
@@ -43,10 +43,12 @@ KEYS = dict(
     data={'options', 'train', 'val', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
     model={'recipe', 'pretrain', 'initialisation', 'seeds', 'changes', 'overrides', 'gpus'},
     evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles', 'variance', 'agreement_ratios'},
-    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost'}, tables={'main', 'ratio', 'ablations'},
+    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench'}, tables={'main', 'ratio', 'ablations'},
     cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch', 'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
+    bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height', 'training_width', 'precisions',
+           'pretraining', 'evaluation', 'start_up', 'rounds', 'device'},
     main={'published', 'model'}, ablations={'study', 'variant', 'model'},
-    study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'tables', 'threads', 'gpu_share'})
+    study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads', 'gpu_share'})
 
 NEEDED = dict(main={'model'}, ablations={'study', 'variant', 'model'}, evaluation={'ratios', 'seeds'}, cost={'recipes', 'ratios'})
 
@@ -64,7 +66,7 @@ def check_keys(plain, where):
     "Check a whole profile, and put in the sections that it leaves out."
     check_section(plain, 'study', where)
     for part in KEYS['study']: plain[part] = plain.get(part) or {}
-    for part in ('data', 'train', 'evaluate', 'cost', 'tables', 'threads'): check_section(plain[part], part, f'{where}: {part}')
+    for part in ('data', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads'): check_section(plain[part], part, f'{where}: {part}')
     for key, section in plain['pretrain'].items(): check_section(section, 'pretrain', f'{where}: pretrain.{key}')
     for table in ('main', 'ablations'):
         for row in plain['tables'].get(table) or []:
@@ -147,7 +149,7 @@ class Study:
 
     def alone(self, job):
         "Does a job share its GPUs with nobody? If they are several, or if it measures time."
-        return job.gpus > 1 or job.kind == 'cost'
+        return job.gpus > 1 or job.kind in ('cost', 'bench')
 
     def mae(self, key):
         "The file of a pre-trained autoencoder: one that this study makes, or one from elsewhere; empty for none."
@@ -157,7 +159,7 @@ class Study:
     @cached_property
     def jobs(self):
         "{name: Job} in an order in which they can run."
-        runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs) for job in stage(self)}
+        runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs, bench_jobs) for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
 # %% ../nbs/23_study.ipynb #11-5bf0d8b4
@@ -204,12 +206,17 @@ def cost_jobs(study):
     wanted = study.plain['cost']
     if wanted: yield _run(study, 'cost', 'cost', on_gpus=max(study.gpu, wanted.get('device', '').startswith('cuda')), **wanted)
 
+def bench_jobs(study):
+    "Our code against others."
+    wanted = study.plain['bench']
+    if wanted: yield _run(study, 'bench', 'bench', on_gpus=int(wanted.get('device', '').startswith('cuda')), **wanted)
+
 # %% ../nbs/23_study.ipynb #13-a8314262
 FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
     'table_main': ('table', 'main'), 'table_ratio': ('table', 'ratio'), 'table_ablations': ('table', 'ablations'), 'table_cost': ('table', 'cost'),
     'table_sampling': ('table', 'ratio and cost'), 'claims': ('table', 'ratio and ablations'), 'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'), 'ap_by_size': ('figure', 'ratio'),
     'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'main'), 'predictions': ('figure', 'examples'), 'what_it_sees': ('figure', 'examples'),
-    'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'), 'cost_over_ratio': ('figure', 'cost'),
+    'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'), 'cost_over_ratio': ('figure', 'cost'), 'table_bench': ('table', 'bench'), 'speed': ('figure', 'bench'),
 }
 FILES = dict(table=('csv', 'md', 'tex'), figure=('png', 'svg'))
 DRAWN_BY = tuple(f'mimdet/{part}.py' for part in ('results', 'plots', 'claims')) # with another of these, all are drawn again

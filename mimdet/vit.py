@@ -6,7 +6,7 @@
 __all__ = ['PLAIN_TOKENS', 'QUERIES', 'FILLS', 'sincos_positions', 'position_parameter', 'resize_positions', 'GridCache',
            'plain_attention', 'attention_by_parts', 'attention', 'self_attention', 'Block', 'blocks', 'run_blocks',
            'init_weights', 'Encoder', 'Decoder', 'patchify', 'unpatchify', 'patch_embedding', 'normalised_patches',
-           'embed_patches', 'standardised', 'Reconstruction', 'MaskedAutoencoder', 'mae_names']
+           'plain_reconstruction', 'embed_patches', 'standardised', 'Reconstruction', 'MaskedAutoencoder', 'mae_names']
 
 # %% ../nbs/03_vit.ipynb #02-0d065e6d
 import math
@@ -251,6 +251,23 @@ def normalised_patches(patches):
     "Patches (B, N, 768) with zero mean and unit variance each, and their means and deviations (B, N, 1)."
     mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean)/deviation, mean, deviation
+
+# %% ../nbs/03_vit.ipynb #f26deab1
+def plain_reconstruction(
+    mae,            # a `MaskedAutoencoder`
+    images,         # (B, 3, H, W), normalised
+    noise,          # (B, N): the patches with the least are seen
+    mask_ratio=.75, # share of hidden patches
+)->tuple:           # the loss, and predictions (B, N, 768) of all patches
+    "What the autoencoder computes, by the definition: to test and to measure against."
+    grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
+    tokens = mae.encoder.patch_embed(images)
+    keep = keep_tokens(noise, 1 - mask_ratio)
+    prediction = mae.decoder_pred(mae.decoder(mae.encoder(tokens, grid, keep), keep, grid, tokens))
+    target, _, _ = normalised_patches(patchify(images))
+    error = (prediction - target).square().mean(-1)  # (B, N)
+    hidden = torch.ones_like(error).scatter(1, keep, 0.)
+    return (error*hidden).sum()/hidden.sum(), prediction
 
 # %% ../nbs/03_vit.ipynb #1fb87fa3
 def embed_patches(patch_embed, patches):
