@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WAITING', 'ON_THE_HOST', 'Waits', 'to_device', 'log_later', 'write_logged', 'suppress_in_rounds',
-           'suppress_one_by_one', 'suppress_by_group', 'Matcher', 'Drawn', 'sample_labels', 'box_loss', 'RPN',
-           'ROIPooler', 'MatchedMasks', 'Sampled', 'StandardROIHeads', 'FastRCNNOutputLayers',
-           'MaskRCNNConvUpsampleHead', 'mask_loss', 'detector_postprocess']
+           'suppress_one_by_one', 'suppress_by_group', 'Matcher', 'Drawn', 'sample_labels', 'box_loss', 'decode_best',
+           'find_top_rpn_proposals', 'RPN', 'ROIPooler', 'MatchedMasks', 'Sampled', 'StandardROIHeads',
+           'fast_rcnn_inference', 'FastRCNNOutputLayers', 'MaskRCNNConvUpsampleHead', 'mask_loss',
+           'detector_postprocess']
 
-# %% ../nbs/26_regions.ipynb #02-b972ae2b
-import traceback
+# %% ../nbs/26_regions.ipynb #02-279ce434
+import math, traceback
 from collections import Counter
 from typing import NamedTuple
 import torch
@@ -30,9 +31,11 @@ from fvcore.nn import smooth_l1_loss
 from torchvision.ops import batched_nms, nms
 from .core import MimdetError
 
-# %% ../nbs/26_regions.ipynb #05-3e3ba69c
-WAITING = {'_local_scalar_dense', '_unique2', 'bincount', 'equal', 'masked_select', 'nms', 'nonzero', 'unique_dim'} # torch's names
-ON_THE_HOST = ('structures/image_list.py', 'layers/mask_ops.py', 'self.scaler.step(self.optimizer)') # in a place's file or line
+# %% ../nbs/26_regions.ipynb #05-13982927
+WAITING = { # torch's names of operations whose result the host needs
+    '_local_scalar_dense', '_unique2', 'bincount', 'equal', 'masked_select', 'nms', 'nonzero', 'unique_dim'}
+ON_THE_HOST = ( # signs of places, in the file or the line, that have nothing to wait for
+    'structures/image_list.py', 'layers/mask_ops.py', 'self.scaler.step(self.optimizer)')
 
 def _waits(operation, arguments):
     "Whether the host would wait for the result of an operation on a GPU."
@@ -58,8 +61,9 @@ class Waits(TorchDispatchMode):
         self.places, self.lists = Counter(), _Lists(self.found)
 
     def found(self):
-        ours = ('found', '__torch_dispatch__', '__torch_function__')
-        place = [f for f in traceback.extract_stack() if 'site-packages/torch/' not in f.filename and f.name not in ours][-1]
+        inner = ('found', '__torch_dispatch__', '__torch_function__')
+        stack = [f for f in traceback.extract_stack() if 'site-packages/torch/' not in f.filename]
+        place = [f for f in stack if f.name not in inner][-1]
         if any(sign in place.filename or sign in place.line for sign in ON_THE_HOST): return
         self.places[f'{"/".join(place.filename.split("/")[-2:])}:{place.lineno}'] += 1
 
@@ -75,9 +79,9 @@ class Waits(TorchDispatchMode):
         super().__exit__(*error)
         self.lists.__exit__(*error)
 
-# %% ../nbs/26_regions.ipynb #08-5c25b4ed
+# %% ../nbs/26_regions.ipynb #08-53a94eac
 def to_device(
-    value,  # a tensor, detectron2's structures, or lists and dictionaries of them; anything else stays as it is
+    value,  # a tensor, a structure of detectron2's, lists and dictionaries of them; others stay as they are
     device, # a torch device
 ):
     "The same on a device, copied without waiting for it."
@@ -97,7 +101,7 @@ def log_later(
     "Keep scalars of this step for `write_logged`. One that is NaN will be left out."
     storage = get_event_storage()
     waiting = vars(storage).setdefault('waiting', [])
-    waiting.append((storage.iter, {name: value.detach().float() for name, value in scalars.items()}))
+    waiting.append((storage.iter, {name: scalar.detach().float() for name, scalar in scalars.items()}))
     if len(waiting) == 1000: write_logged(storage)
 
 def write_logged(
@@ -106,11 +110,11 @@ def write_logged(
     "Put what `log_later` kept into the storage, each scalar with its step."
     waiting = vars(storage).pop('waiting', [])
     if not waiting: return
-    now, values = storage.iter, iter(torch.stack([v for _, scalars in waiting for v in scalars.values()]).tolist())
+    now, values = storage.iter, iter(torch.stack([s for _, scalars in waiting for s in scalars.values()]).tolist())
     for step, scalars in waiting:
         storage.iter = step
-        written = {name: next(values) for name in scalars}
-        storage.put_scalars(**{name: value for name, value in written.items() if value == value})
+        for name, value in zip(scalars, values):
+            if not math.isnan(value): storage.put_scalar(name, value)
     storage.iter = now
 
 # %% ../nbs/26_regions.ipynb #14-4a7acc17
@@ -152,7 +156,8 @@ def suppress_by_group(
     threshold:float, # largest overlap (IoU) of two boxes that stay
 ):                   # positions of those that stay, the best first
     "Non-maximum suppression in groups of any size."
-    if boxes.numel() > (100_000 if boxes.is_cuda else 4000): return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
+    many = 25_000 if boxes.is_cuda else 1000
+    if len(boxes) > many: return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
     if not len(boxes): return groups
     boxes = boxes.double()
     return nms(boxes + (boxes.max() + 1)*groups[:, None], scores.double(), threshold)
@@ -196,7 +201,8 @@ def sample_labels(
     objects = _draw(keys, (labels != -1) & (labels != background), int(count*share))
     others = _draw(keys, labels == background, count)
     room = count - objects.filled.sum(1, keepdim=True)
-    return objects, others._replace(filled=others.filled & (torch.arange(others.filled.shape[1], device=labels.device) < room))
+    place = torch.arange(others.filled.shape[1], device=labels.device)
+    return objects, others._replace(filled=others.filled & (place < room))
 
 # %% ../nbs/26_regions.ipynb #28-01be99a1
 def box_loss(
@@ -217,9 +223,56 @@ def box_loss(
 
 def _only_smooth_l1(module):
     if module.box_reg_loss_type != 'smooth_l1':
-        raise MimdetError(f'{type(module).__name__} has the box loss smooth_l1; for {module.box_reg_loss_type} name the class of detectron2')
+        name, loss = type(module).__name__, module.box_reg_loss_type
+        raise MimdetError(f'mimdet.regions.{name} has the box loss smooth_l1; for {loss} name the class of detectron2')
 
-# %% ../nbs/26_regions.ipynb #30-1dac051f
+# %% ../nbs/26_regions.ipynb #30-e9bcb950
+def decode_best(
+    anchors:list, # of each level, detectron2 Boxes
+    logits:list,  # of each level, (B, A)
+    deltas:list,  # of each level, (B, A, 4)
+    transform,    # a detectron2 `Box2BoxTransform`
+    most:int,     # boxes of a level, of each image
+):                # (L, B, K, 4) boxes, (L, B, K) scores
+    "The best boxes of each level, best first, filled up with boxes without an area."
+    boxes, scores = [], []
+    for own, score, delta in zip(anchors, logits, deltas):
+        score, index = score.float().topk(min(most, score.shape[1]), dim=1)
+        delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
+        decoded = transform.apply_deltas(delta.flatten(0, 1), own.tensor[index].flatten(0, 1))
+        boxes.append(decoded.view_as(delta))
+        scores.append(score)
+    empty = [max(score.shape[1] for score in scores) - score.shape[1] for score in scores]
+    return (torch.stack([F.pad(own, (0, 0, 0, count)) for own, count in zip(boxes, empty)]),
+            torch.stack([F.pad(score, (0, count)) for score, count in zip(scores, empty)]))
+
+def find_top_rpn_proposals(
+    boxes,            # (L, B, K, 4), from `decode_best`
+    scores,           # (L, B, K)
+    image_sizes:list, # (height, width) of each image
+    threshold:float,  # largest overlap (IoU) of two proposals of a level
+    most:int,         # proposals of an image
+    smallest:float,   # both sides are longer, in pixels
+    training:bool,    # then all numbers must be finite
+)->list:
+    "Proposals of each image as Instances, best first. Raises `FloatingPointError` if a training run has diverged."
+    finite = boxes.isfinite().all(-1) & scores.isfinite()
+    sides = to_device(torch.tensor([[[w, h, w, h]] for h, w in image_sizes]), boxes.device) # (B, 1, 4)
+    boxes = torch.minimum(boxes.clamp(min=0), sides)
+    usable = finite & (boxes[..., 2:] - boxes[..., :2] > smallest).all(-1)
+    suppress = suppress_in_rounds if boxes.is_cuda else suppress_one_by_one
+    candidates = boxes.where(usable[..., None], 0.).flatten(0, 1)
+    stays = suppress(candidates, usable.flatten(0, 1), threshold).view_as(usable)
+    boxes, scores, stays = (x.transpose(0, 1).flatten(1, 2) for x in (boxes, scores, stays)) # all levels of an image
+    scores, index = scores.where(stays, -torch.inf).sort(dim=1, descending=True, stable=True)
+    boxes = boxes.gather(1, index[:, :most, None].expand(-1, -1, 4))
+    counts = stays.sum(1).clamp(max=most)
+    *counts, broken = torch.cat([counts, (~finite).any()[None]]).tolist() # waits
+    if broken and training: raise FloatingPointError('proposals are not finite: training has diverged')
+    return [Instances(size, proposal_boxes=Boxes(own[:count]), objectness_logits=score[:count])
+            for size, own, score, count in zip(image_sizes, boxes, scores, counts)]
+
+# %% ../nbs/26_regions.ipynb #31-b49bd1e7
 class RPN(rpn.RPN):
     "detectron2's proposal network, for all images of a batch at once."
     def __init__(self, **parts):
@@ -227,48 +280,22 @@ class RPN(rpn.RPN):
         _only_smooth_l1(self)
 
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        before, most = self.pre_nms_topk[self.training], self.post_nms_topk[self.training]
         with torch.no_grad(), torch.autocast(pred_objectness_logits[0].device.type, enabled=False):
-            boxes, scores = self._best(anchors, pred_objectness_logits, pred_anchor_deltas)
-            finite = boxes.isfinite().all(-1) & scores.isfinite()
-            sides = to_device(torch.tensor([[[w, h, w, h]] for h, w in image_sizes]), boxes.device)
-            boxes = torch.minimum(boxes.clamp(min=0), sides)
-            usable = finite & ((boxes[..., 2:] - boxes[..., :2]) > self.min_box_size).all(-1)
-            suppress = suppress_in_rounds if boxes.is_cuda else suppress_one_by_one
-            stays = suppress(boxes.where(usable[..., None], 0.).flatten(0, 1), usable.flatten(0, 1), self.nms_thresh).view_as(usable)
-            return self._proposals(*(x.transpose(0, 1).flatten(1, 2) for x in (boxes, scores, stays, finite)), image_sizes)
-
-    def _best(self, anchors, logits, deltas):
-        "(L, B, K, 4) boxes and (L, B, K) scores: the best of each level, filled up with boxes without an area."
-        levels, most = [], self.pre_nms_topk[self.training]
-        for own, score, delta in zip(anchors, logits, deltas):
-            score, index = score.float().topk(min(most, score.shape[1]), dim=1)
-            delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), own.tensor[index].flatten(0, 1))
-            levels.append((boxes.view_as(delta), score))
-        places = max(score.shape[1] for _, score in levels)
-        return [torch.stack(padded) for padded in zip(*(
-            (F.pad(boxes, (0, 0, 0, places - score.shape[1])), F.pad(score, (0, places - score.shape[1]))) for boxes, score in levels))]
-
-    def _proposals(self, boxes, scores, stays, finite, image_sizes):
-        "The best that stay, as Instances."
-        most = min(self.post_nms_topk[self.training], scores.shape[1])
-        scores, index = scores.where(stays, -torch.inf).sort(dim=1, descending=True, stable=True)
-        boxes = boxes.gather(1, index[:, :most, None].expand(-1, -1, 4))
-        counts = stays.sum(1).clamp(max=most)
-        *counts, broken = torch.cat([counts, (~finite).any()[None]]).tolist() # waits
-        if broken and self.training: raise FloatingPointError('Predicted boxes or scores contain Inf/NaN. Training has diverged.')
-        return [Instances(size, proposal_boxes=Boxes(own[:count]), objectness_logits=score[:count])
-                for size, own, score, count in zip(image_sizes, boxes, scores, counts)]
+            best = decode_best(anchors, pred_objectness_logits, pred_anchor_deltas, self.box2box_transform, before)
+            return find_top_rpn_proposals(*best, image_sizes, threshold=self.nms_thresh, most=most,
+                                          smallest=self.min_box_size, training=self.training)
 
     @torch.no_grad()
     def label_and_sample_anchors(self, anchors, gt_instances):
-        "Labels (B, S) of the anchors that were drawn (-1: an empty place) with their positions (B, S), and the boxes (B, S, 4) they should become."
+        "Labels (B, S) of the anchors drawn, -1 in an empty place, and their positions; the boxes (B, S, 4) to predict."
         anchors = Boxes.cat(anchors)
         matches, labels = zip(*(self._match(anchors, objects) for objects in gt_instances))
-        drawn = sample_labels(torch.stack(labels), self.batch_size_per_image, self.positive_fraction, 0)
+        drawn = sample_labels(torch.stack(labels), self.batch_size_per_image, self.positive_fraction, background=0)
         index = torch.cat([part.index for part in drawn], 1)
         labels = torch.cat([torch.where(part.filled, label, -1) for part, label in zip(drawn, (1, 0))], 1)
-        boxes = [objects.gt_boxes.tensor[own[at]] if len(objects) else anchors.tensor[at] for objects, own, at in zip(gt_instances, matches, index)]
+        boxes = [objects.gt_boxes.tensor[own[at]] if len(objects) else anchors.tensor[at]
+                 for objects, own, at in zip(gt_instances, matches, index)]
         return (labels, index), torch.stack(boxes)
 
     def _match(self, anchors, objects):
@@ -280,28 +307,34 @@ class RPN(rpn.RPN):
 
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         labels, index = gt_labels
-        objects = labels == 1
-        log_later({'rpn/num_pos_anchors': objects.sum()/len(labels), 'rpn/num_neg_anchors': (labels == 0).sum()/len(labels)})
+        images, objects = len(labels), labels == 1
+        log_later({'rpn/num_pos_anchors': objects.sum()/images, 'rpn/num_neg_anchors': (labels == 0).sum()/images})
         logits = cat(pred_objectness_logits, dim=1).gather(1, index).float()
         deltas = cat(pred_anchor_deltas, dim=1).gather(1, index[..., None].expand(-1, -1, 4))
         wrong = F.binary_cross_entropy_with_logits(logits, objects.float(), reduction='none')
-        away = box_loss(deltas, Boxes.cat(anchors).tensor[index], gt_boxes, objects, self.box2box_transform.weights, self.smooth_l1_beta)
-        sums = dict(loss_rpn_cls=torch.where(labels >= 0, wrong, 0.).sum(), loss_rpn_loc=away)
-        return {name: loss/(self.batch_size_per_image*len(labels))*self.loss_weight.get(name, 1.) for name, loss in sums.items()}
+        sums = dict(loss_rpn_cls=torch.where(labels >= 0, wrong, 0.).sum(),
+                    loss_rpn_loc=box_loss(deltas, Boxes.cat(anchors).tensor[index], gt_boxes, objects,
+                                          self.box2box_transform.weights, self.smooth_l1_beta))
+        counted = self.batch_size_per_image*images
+        return {name: loss/counted*self.loss_weight.get(name, 1.) for name, loss in sums.items()}
 
-# %% ../nbs/26_regions.ipynb #32-48684296
+# %% ../nbs/26_regions.ipynb #33-af4abefc
 class ROIPooler(poolers.ROIPooler):
     "detectron2's, asking once how many boxes belong to each level."
     def forward(self, x, box_lists):
+        if len(x) != len(self.level_poolers):
+            raise MimdetError(f'a pooler of {len(self.level_poolers)} scales cannot pool from {len(x)} levels')
         boxes = torch.cat([F.pad(own.tensor, (1, 0), value=image) for image, own in enumerate(box_lists)])
         if len(x) == 1: return self.level_poolers[0](x[0], boxes)
-        levels = poolers.assign_boxes_to_levels(box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level)
+        levels = poolers.assign_boxes_to_levels(box_lists, self.min_level, self.max_level,
+                                                self.canonical_box_size, self.canonical_level)
         order = levels.argsort(stable=True)
         counts = (levels[:, None] == torch.arange(len(x), device=levels.device)).sum(0).tolist() # waits
-        pooled = torch.cat([pool(level, own) for pool, level, own in zip(self.level_poolers, x, boxes[order].split(counts))])
-        return torch.zeros_like(pooled).index_copy(0, order, pooled)
+        of_level = boxes[order].split(counts)
+        pooled = torch.cat([pool(level, own) for pool, level, own in zip(self.level_poolers, x, of_level)])
+        return pooled.index_select(0, order.argsort())
 
-# %% ../nbs/26_regions.ipynb #35-75aed16e
+# %% ../nbs/26_regions.ipynb #36-95277386
 class MatchedMasks:
     "One mask for each region, out of the masks of an image's objects, none of which is copied."
     def __init__(self,
@@ -326,16 +359,17 @@ class Sampled(Instances):
     @property
     def objects(self): return self[:self._count]
 
-# %% ../nbs/26_regions.ipynb #37-dbd68e38
+# %% ../nbs/26_regions.ipynb #38-bfe8e605
 class StandardROIHeads(roi_heads.StandardROIHeads):
     "detectron2's heads, which draw the regions of all images at once."
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals, targets):
         if self.proposal_append_gt: proposals = add_ground_truth_to_proposals(targets, proposals)
         matches, classes = zip(*(self._classify(own, objects) for own, objects in zip(proposals, targets)))
-        drawn = sample_labels(pad_sequence(classes, batch_first=True, padding_value=-1), self.batch_size_per_image, self.positive_fraction, self.num_classes)
+        drawn = sample_labels(pad_sequence(classes, batch_first=True, padding_value=-1),
+                              self.batch_size_per_image, self.positive_fraction, background=self.num_classes)
         counts = torch.stack([part.filled.sum(1) for part in drawn])
-        log_later({f'roi_head/num_{name}_samples': count.float().mean() for name, count in zip(('fg', 'bg'), counts)})
+        log_later({f'roi_head/num_{name}_samples': n.float().mean() for name, n in zip(('fg', 'bg'), counts)})
         regions = []
         for i, (objects, others) in enumerate(zip(*counts.tolist())): # waits
             index = torch.cat([drawn[0].index[i, :objects], drawn[1].index[i, :others]])
@@ -350,22 +384,52 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
         return matches, classes.masked_fill(labels == -1, -1)
 
     def _forward_mask(self, features, instances):
-        if not (self.mask_on and self.training and self.mask_pooler): return super()._forward_mask(features, instances)
+        if not (self.training and self.mask_on and self.mask_pooler):
+            return super()._forward_mask(features, instances)
         objects = [regions.objects for regions in instances]
-        pooled = self.mask_pooler([features[f] for f in self.mask_in_features], [own.proposal_boxes for own in objects])
-        return self.mask_head(pooled, objects)
+        levels, boxes = [features[f] for f in self.mask_in_features], [own.proposal_boxes for own in objects]
+        return self.mask_head(self.mask_pooler(levels, boxes), objects)
 
 def _regions(proposals, targets, matches, classes, count):
     "The proposals with what they should become. In an image without objects that is nothing but background."
     fields = proposals.get_fields() | dict(gt_classes=classes)
     if len(targets):
-        truth = {name: value for name, value in targets.get_fields().items() if name.startswith('gt_') and name not in fields}
-        fields |= {name: MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches] for name, value in truth.items()}
+        for name, value in targets.get_fields().items():
+            if not name.startswith('gt_') or name in fields: continue
+            fields[name] = MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches]
     return Sampled(proposals.image_size, count, **fields)
 
-# %% ../nbs/26_regions.ipynb #38-de460e7a
+# %% ../nbs/26_regions.ipynb #40-93732d3b
+def fast_rcnn_inference(
+    boxes,               # of each image, (R, C*4): one box for each category, or (R, 4)
+    scores,              # of each image, (R, C + 1), background last
+    image_shapes,        # (height, width) of each image
+    score_thresh:float,  # detections score more
+    nms_thresh:float,    # largest overlap (IoU) of two detections of a category
+    topk_per_image:int,  # detections of an image; negative: all
+):                       # Instances of each image, best first, and the regions they come from
+    "detectron2's, for all images at once."
+    lengths, boxes, scores = [len(own) for own in scores], torch.cat(list(boxes)), torch.cat(list(scores))
+    images, categories = torch.arange(len(lengths), device=boxes.device), scores.shape[1] - 1
+    image = torch.cat([number.expand(length) for number, length in zip(images, lengths)])
+    finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
+    region, category = ((scores[:, :-1] > score_thresh) & finite[:, None]).nonzero(as_tuple=True) # waits
+    image, scores = image[region], scores[region, category]
+    own_box = boxes.shape[1] > 4
+    boxes = boxes.view(len(boxes), boxes.shape[1]//4, 4)[region, category if own_box else 0]
+    sides = to_device(torch.tensor([[w, h, w, h] for h, w in image_shapes]), boxes.device)
+    boxes = torch.minimum(boxes.clamp(min=0), sides[image])
+    kept = suppress_by_group(boxes, scores, image*categories + category, nms_thresh) # waits
+    kept = kept[image[kept].argsort(stable=True)]
+    counts = (image[kept, None] == images).sum(0).tolist() # waits
+    kept = [own[:topk_per_image] if topk_per_image >= 0 else own for own in kept.split(counts)]
+    found = [Instances(shape, pred_boxes=Boxes(boxes[own]), scores=scores[own], pred_classes=category[own])
+             for shape, own in zip(image_shapes, kept)]
+    return found, [region[own] - sum(lengths[:i]) for i, own in enumerate(kept)]
+
+# %% ../nbs/26_regions.ipynb #42-4447c3ba
 class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
-    "detectron2's categories and boxes, with masks in the place of positions, and one suppression for all images."
+    "detectron2's categories and boxes, with masks in the place of positions."
     def __init__(self, *arguments, **parts):
         super().__init__(*arguments, **parts)
         _only_smooth_l1(self)
@@ -377,37 +441,25 @@ class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
         truth = torch.cat([(own.gt_boxes if own.has('gt_boxes') else own.proposal_boxes).tensor for own in proposals])
         objects = (classes >= 0) & (classes < self.num_classes)
         self._log(scores.argmax(1), classes, objects)
-        if deltas.shape[1] > 4: # its own box for each category
-            deltas = deltas.view(len(classes), -1, 4)[torch.arange(len(classes), device=classes.device), classes.clamp(max=self.num_classes - 1)]
+        if deltas.shape[1] > 4: # a box for each category
+            rows = torch.arange(len(classes), device=classes.device)
+            deltas = deltas.view(len(classes), self.num_classes, 4)[rows, classes.clamp(max=self.num_classes - 1)]
         away = box_loss(deltas, boxes, truth, objects, self.box2box_transform.weights, self.smooth_l1_beta)
         losses = dict(loss_cls=cross_entropy(scores, classes, reduction='mean'), loss_box_reg=away/max(len(classes), 1))
         return {name: loss*self.loss_weight.get(name, 1.) for name, loss in losses.items()}
 
     def _log(self, found, classes, objects):
-        right = found == classes
-        share = dict(fg_cls_accuracy=right & objects, false_negative=(found == self.num_classes) & objects)
-        log_later({'fast_rcnn/cls_accuracy': right.float().mean()} | {f'fast_rcnn/{name}': part.sum()/objects.sum() for name, part in share.items()})
+        right, missed = found == classes, found == self.num_classes
+        log_later({'fast_rcnn/cls_accuracy': right.float().mean(),
+                   'fast_rcnn/fg_cls_accuracy': (right & objects).sum()/objects.sum(),
+                   'fast_rcnn/false_negative': (missed & objects).sum()/objects.sum()})
 
     def inference(self, predictions, proposals):
-        boxes, scores = (torch.cat(part) for part in (self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)))
-        image = torch.cat([torch.full((len(own),), i, device=boxes.device) for i, own in enumerate(proposals)])
-        boxes = boxes.view(len(boxes), boxes.shape[1]//4, 4)
-        finite = boxes.isfinite().all(2).all(1) & scores.isfinite().all(1)
-        region, category = ((scores[:, :-1] > self.test_score_thresh) & finite[:, None]).nonzero(as_tuple=True) # waits
-        scores, image = scores[region, category], image[region]
-        boxes = boxes[region, category if boxes.shape[1] > 1 else 0]
-        sides = to_device(torch.tensor([[w, h, w, h] for h, w in (own.image_size for own in proposals)]), boxes.device)
-        boxes = torch.minimum(boxes.clamp(min=0), sides[image])
-        kept = suppress_by_group(boxes, scores, image*self.num_classes + category, self.test_nms_thresh) # waits
-        kept = kept[image[kept].argsort(stable=True)]
-        counts = (image[kept, None] == torch.arange(len(proposals), device=image.device)).sum(0).tolist() # waits
-        most = self.test_topk_per_image if self.test_topk_per_image >= 0 else None
-        kept = [own[:most] for own in kept.split(counts)]
-        first = [sum(map(len, proposals[:i])) for i in range(len(proposals))]
-        return [Instances(own.image_size, pred_boxes=Boxes(boxes[k]), scores=scores[k], pred_classes=category[k]) for own, k in zip(proposals, kept)], \
-               [region[k] - start for k, start in zip(kept, first)]
+        boxes, scores = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
+        return fast_rcnn_inference(boxes, scores, [own.image_size for own in proposals],
+                                   self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image)
 
-# %% ../nbs/26_regions.ipynb #39-f958459b
+# %% ../nbs/26_regions.ipynb #43-0a80ca59
 class MaskRCNNConvUpsampleHead(mask_head.MaskRCNNConvUpsampleHead):
     "detectron2's mask head, whose accuracies are logged later."
     def forward(self, x, instances):
@@ -421,15 +473,17 @@ def mask_loss(
     "Mean binary cross-entropy of the masks of the true categories."
     instances = [own for own in instances if len(own)]
     if not instances: return logits.sum()*0
-    truth = torch.cat([own.gt_masks.crop_and_resize(own.proposal_boxes.tensor, logits.shape[-1]) for own in instances])
+    side = logits.shape[-1]
+    truth = torch.cat([own.gt_masks.crop_and_resize(own.proposal_boxes.tensor, side) for own in instances])
     classes = torch.cat([own.gt_classes for own in instances])
     logits = logits[torch.arange(len(logits), device=logits.device), classes if logits.shape[1] > 1 else 0]
     wrong, inside = (logits > 0) != truth, truth.sum()
-    log_later({'mask_rcnn/accuracy': 1 - wrong.float().mean(), 'mask_rcnn/false_positive': (wrong & ~truth).sum()/(truth.numel() - inside).clamp(min=1),
+    log_later({'mask_rcnn/accuracy': 1 - wrong.float().mean(),
+               'mask_rcnn/false_positive': (wrong & ~truth).sum()/(truth.numel() - inside).clamp(min=1),
                'mask_rcnn/false_negative': (wrong & truth).sum()/inside.clamp(min=1)})
     return F.binary_cross_entropy_with_logits(logits, truth.float())
 
-# %% ../nbs/26_regions.ipynb #41-45c889a0
+# %% ../nbs/26_regions.ipynb #45-980f9d88
 def detector_postprocess(
     found,      # detectron2 Instances in pixels of the resized image
     height:int, # of the original image
@@ -440,6 +494,9 @@ def detector_postprocess(
     boxes.scale(width/found.image_size[1], height/found.image_size[0])
     x, y = boxes.tensor[:, 0::2].clamp(0, width), boxes.tensor[:, 1::2].clamp(0, height)
     boxes = Boxes(torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1))
-    found = Instances((height, width), **found.get_fields() | dict(pred_boxes=boxes))[boxes.nonempty().nonzero()[:, 0]]
-    if found.has('pred_masks'): found.pred_masks = ROIMasks(found.pred_masks[:, 0]).to_bitmasks(found.pred_boxes, height, width, 0.5).tensor
+    found = Instances((height, width), **found.get_fields() | dict(pred_boxes=boxes))
+    found = found[boxes.nonempty().nonzero()[:, 0]] # waits
+    if found.has('pred_masks'):
+        masks = ROIMasks(found.pred_masks[:, 0])
+        found.pred_masks = masks.to_bitmasks(found.pred_boxes, height, width, threshold=0.5).tensor
     return found
