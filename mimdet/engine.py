@@ -187,7 +187,8 @@ class Trainer(SimpleTrainer):
         storage, steps, self.unwritten = get_event_storage(), self.unwritten, []
         for iteration, losses, waited in steps:
             storage.iter = iteration
-            self._write_metrics({name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}, waited)
+            losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()} # as detectron2 has them
+            self._write_metrics(losses, waited)
         write_logged(storage)
 
     def _give_up(self, iteration, images, reason):
@@ -286,7 +287,8 @@ def fit(
     if done > iterations: raise MimdetError(f'{output_dir} has done {done} iterations already, more than the {iterations} asked for')
     if len(set(comm.all_gather(done))) > 1: raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; the output folder must be one that all machines share')
     parallel = create_ddp_model(model, fp16_compression=fp16_compression, broadcast_buffers=False, device_ids=None)
-    trainer = Trainer(parallel, loader(done), optimizer, seed, accumulate, clip, scaled, output_dir, name_batch, log_period)
+    trainer = Trainer(parallel, loader(done), optimizer, seed=seed, accumulate=accumulate, clip=clip, scaled=scaled,
+                      output_dir=output_dir, name_batch=name_batch, log_period=log_period)
     stopwatch = Stopwatch()
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, schedule), stopwatch, *extra_hooks])
     if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)

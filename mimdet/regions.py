@@ -455,6 +455,7 @@ class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
                    'fast_rcnn/false_negative': (missed & objects).sum()/objects.sum()})
 
     def inference(self, predictions, proposals):
+        predictions = [x.float() for x in predictions] # bf16 under autocast
         boxes, scores = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
         return fast_rcnn_inference(boxes, scores, [own.image_size for own in proposals],
                                    self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image)
