@@ -18,12 +18,12 @@ from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from .core import MimdetError, seed_for
 from .pooling import FullPrecisionPooler # configurations name it here
+from .regions import detector_postprocess, to_device
 from .sampler import STRATEGIES, batch_noise
 
 # %% ../nbs/08_detector.ipynb #05-39a85880
@@ -65,6 +65,7 @@ class Detector(GeneralizedRCNN):
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def forward(self, batched_inputs):
+        batched_inputs = to_device(batched_inputs, self.device) # before detectron2 copies them one by one
         with self.autocast(): return super().forward(batched_inputs)
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):

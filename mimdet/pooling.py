@@ -9,7 +9,8 @@ __all__ = ['FEW_CHANNELS', 'axis_weights', 'pool_bags', 'FullPrecisionPooler']
 import torch
 from torch.nn import functional as F
 import mimdet.compat
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
+from .regions import ROIPooler
 
 # %% ../nbs/27_pooling.ipynb #34cbe0f9f9
 def axis_weights(

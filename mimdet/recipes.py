@@ -167,11 +167,11 @@ def _pyramid(r):
 def _proposals(r):
     levels = [f'p{i + 2}' for i in range(r.levels + r.extra_level)]
     prefix = 'detectron2.modeling'
-    return _call(f'{prefix}.proposal_generator.RPN', in_features=levels,
+    return _call('mimdet.regions.RPN', in_features=levels,
         head=_call(f'{prefix}.proposal_generator.StandardRPNHead', in_channels=r.channels, num_anchors=3, conv_dims=[-1]*r.rpn_convs),
         anchor_generator=_call(f'{prefix}.anchor_generator.DefaultAnchorGenerator', sizes=[[a] for a in r.anchors],
                                aspect_ratios=[0.5, 1., 2.], strides=[4*2**i for i in range(len(levels))], offset=0.),
-        anchor_matcher=_call(f'{prefix}.matcher.Matcher', thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True),
+        anchor_matcher=_call('mimdet.regions.Matcher', thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[1., 1., 1., 1.]),
         batch_size_per_image=256, positive_fraction=0.5,
         pre_nms_topk=[r.proposals[0], min(r.proposals[0], 1000)], post_nms_topk=[r.proposals[1]]*2, nms_thresh=0.7)
@@ -182,16 +182,16 @@ def _heads(r):
     shape = lambda channels, **sides: _call('detectron2.layers.ShapeSpec', channels=channels, **sides)
     pooler = lambda side: _call('mimdet.detector.FullPrecisionPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
         sampling_ratio=r.pool_samples, pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
-    return _call(f'{prefix}.roi_heads.StandardROIHeads', num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
-        proposal_matcher=_call(f'{prefix}.matcher.Matcher', thresholds=[0.5], labels=[0, 1]),
+    return _call('mimdet.regions.StandardROIHeads', num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
+        proposal_matcher=_call('mimdet.regions.Matcher', thresholds=[0.5], labels=[0, 1]),
         box_in_features=levels, box_pooler=pooler(7),
         box_head=_call(f'{prefix}.roi_heads.FastRCNNConvFCHead', input_shape=shape(r.channels, height=7, width=7),
                        conv_dims=[r.channels]*r.box_convs, fc_dims=[r.box_fc], conv_norm='BN'),
-        box_predictor=_call(f'{prefix}.roi_heads.FastRCNNOutputLayers', input_shape=shape(r.box_fc),
+        box_predictor=_call('mimdet.regions.FastRCNNOutputLayers', input_shape=shape(r.box_fc),
                             box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[10., 10., 5., 5.]),
                             num_classes=r.classes, test_score_thresh=0.05),
         mask_in_features=levels, mask_pooler=pooler(14),
-        mask_head=_call(f'{prefix}.roi_heads.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
+        mask_head=_call('mimdet.regions.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
 
 # %% ../nbs/11_recipes.ipynb #14-0c5981cb
