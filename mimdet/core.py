@@ -138,7 +138,7 @@ def _assigned(source):
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 # %% ../nbs/00_core.ipynb #28-3917623f
-PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'numpy', 'pillow')
+PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'hotcoco', 'numpy', 'pillow')
 
 def versions()->dict:
     "Versions of Python and of the packages that a result depends on, as far as they are installed."
