@@ -167,8 +167,8 @@ def inference_ways(
     "Detecting the objects of a batch, by each code in each precision."
     @torch.no_grad()
     def work(model, name):
-        with _precise(model, name, device): model(samples)
-    return {f'{name} {p}': partial(work, model.eval(), p) for name, model in models.items() for p in precisions}
+        with _precise(model.eval(), name, device): model(samples)
+    return {f'{name} {p}': partial(work, model, p) for name, model in models.items() for p in precisions}
 
 def training_ways(
     models:dict,    # from `detectors`
@@ -183,12 +183,12 @@ def training_ways(
         if name == 'ours': return ours
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     def work(model, optimizer, name):
-        with EventStorage(), _precise(model, name, device): loss = sum(model(samples).values())
+        with EventStorage(), _precise(model.train(), name, device): loss = sum(model(samples).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     optimizers = {name: optimizer(name, model) for name, model in models.items()}
-    return {f'{name} {p}': partial(work, model.train(), optimizers[name], p) for name, model in models.items() for p in precisions}
+    return {f'{name} {p}': partial(work, model, optimizers[name], p) for name, model in models.items() for p in precisions}
 
 # %% ../nbs/28_bench.ipynb #af1c7e815d
 def pretraining_ways(
