@@ -179,8 +179,7 @@ def training_ways(
 )->dict:            # for `in_turns`
     "A training step, by each code in each precision; the plain code and the authors' have AdamW as they use it."
     def optimizer(name, model):
-        ours = optimizer_for(models['ours'], settings)
-        if name == 'ours': return ours
+        if name == 'ours': return optimizer_for(model, settings)
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     def work(model, optimizer, name):
         with EventStorage(), _precise(model.train(), name, device): loss = sum(model(samples).values())
