@@ -29,8 +29,8 @@ def test_killed_and_resumed(emoji, tmp_path):
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f'killed at step {step}: {different}'
 
-def test_second_run_needs_resume(trained, emoji):
-    again = run_command('mimdet_train', 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
+def test_second_run_needs_resume(call, trained, emoji):
+    again = call(mimdet_train, 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
     assert again.returncode == 2 and 'resume it, or choose another output folder' in again.stderr
 
 def test_resume_says_what_changed(call, trained, emoji, tmp_path):

@@ -1,0 +1,145 @@
+"""Warm processes for the tests: forked from one that has already imported PyTorch and other slow packages, which saves each ten seconds.
+
+Inside `started`, which is for the process that runs the tests, Jupyter's kernels are warm, and so are the commands in a folder of stand-ins.
+Seen from outside they are ordinary processes: same folder, environment, streams and exit code, and they can be interrupted and killed.
+`mimdet` and detectron2, which it adapts, are imported by each process itself."""
+import json, os, select, signal, socket, struct, subprocess, sys, tomllib
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+IMPORTED = ['torch', 'torchvision.ops', 'torch.distributed.launcher.api', 'torch.utils.tensorboard', 'timm', 'fvcore.nn', 'omegaconf', 'einops',
+            'cv2', 'pycocotools.mask', 'pandas', 'matplotlib.pyplot', 'psutil', 'fastcore.all', 'IPython', 'ipykernel.kernelapp', 'papermill', 'snakemake.cli']
+NUMBER = struct.Struct('i')
+
+# --- the process that runs the tests ---
+
+@contextmanager
+def started(folder):
+    "Inside the block commands and kernels are warm, where the system can fork so. `folder` takes the stand-ins, which come first in PATH."
+    if not hasattr(os, 'pidfd_open'):
+        yield
+        return
+    address, stand_ins, kernel = folder/'socket', folder/'bin', folder/'jupyter'/'kernels'/'python3'/'kernel.json'
+    for path in (stand_ins, kernel.parent): path.mkdir(parents=True, exist_ok=True)
+    address.unlink(missing_ok=True)
+    stand_in = [sys.executable, '-I', '-S', __file__, 'run', str(address)]
+    kernel.write_text(json.dumps(dict(
+        argv=[*stand_in, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3 (ipykernel)', language='python',
+        env=dict(MPLBACKEND='module://matplotlib_inline.backend_inline'))))
+    commands = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']
+    for name in [*commands, 'papermill', 'snakemake']: write_script(stand_ins/name, f'exec {" ".join(stand_in)} {BIN/name} "$@"')
+    write_script(stand_ins/'python', f'case "$1" in -c|*.py) exec {" ".join(stand_in)} "$@";; *) exec {sys.executable} "$@";; esac')
+    os.environ['MIMDET_WARM'] = str(stand_ins)
+    os.environ['PATH'] = f'{stand_ins}{os.pathsep}{os.environ["PATH"]}'
+    os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(folder/'jupyter'), os.environ.get('JUPYTER_PATH')]))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        environment = os.environ | dict(PYTHONWARNINGS='ignore', JPY_PARENT_PID='1') # kernels need not watch their parent: the stand-in does
+        with subprocess.Popen([sys.executable, __file__, 'serve', str(listener.fileno())], pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env=environment): yield
+
+def write_script(path, line):
+    path.write_text(f'#!/bin/sh\n{line}\n')
+    path.chmod(0o755)
+
+# --- a stand-in for a warm process ---
+
+def run(address, *argv):
+    "Have a warm process do what `argv` says, pass signals on to it, and end as it ends."
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        socket.send_fds(server, [b'.'], [0, 1, 2])
+        server.sendall(json.dumps(dict(argv=argv, folder=os.getcwd(), environment=dict(os.environ))).encode() + b'\n')
+        def answer(): return NUMBER.unpack(server.recv(NUMBER.size) or NUMBER.pack(1))[0]
+        process = answer()
+        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, frame: os.kill(process, number))
+        while not select.select([server], [], [], 1)[0]:
+            if os.getppid() != parent: return 1 # as a kernel ends with the process that started it
+        code = answer()
+    if code < 0:
+        with suppress(OSError): signal.signal(-code, signal.SIG_DFL) # SIGKILL needs none
+        os.kill(os.getpid(), -code)
+    return code
+
+# --- the process that they are forked from ---
+
+def serve(listener):
+    "Import, then wait until standard input ends. Returns only in the processes forked: what each is to do."
+    import gc, importlib
+    for name in IMPORTED: importlib.import_module(name)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, reap)
+    with socket.socket(fileno=int(listener)) as listener:
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                if not os.fork(): return attend(connection)
+    os._exit(0)
+
+def reap(*signal):
+    "Take leave of attendants that have ended, so that their seconds count among those of the tests."
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+
+def attend(connection):
+    "Fork the process asked for, and return in it. The attendant tells how it ends; once nobody listens any more both end, and what they started."
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    _, files, *_ = socket.recv_fds(connection, 1, 3)
+    request = json.loads(connection.makefile().readline())
+    process = os.fork()
+    if not process: return request, files
+    for file in files: os.close(file)
+    connection.sendall(NUMBER.pack(process))
+    if connection in select.select([connection, os.pidfd_open(process)], [], [])[0]: os.killpg(0, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    with suppress(OSError): connection.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))
+    os._exit(0)
+
+def become(request, files):
+    "Take over the folder, the environment and the streams of the stand-in, and do what it says."
+    import warnings
+    import matplotlib, torch
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request['folder'])
+    sys.executable = f'{os.environ["MIMDET_WARM"]}/python' # what it starts is warm too
+    os.environ.clear()
+    os.environ.update(request['environment'])
+    # what Python reads when it starts, or an import that lies behind
+    if threads := os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(int(threads))
+    if action := os.environ.get('PYTHONWARNINGS'): warnings.simplefilter(action)
+    if backend := os.environ.get('MPLBACKEND'): matplotlib.rcParams['backend'] = backend
+    try: code = execute(request['argv'])
+    except SystemExit as e: code = e.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    leave(code)
+
+def execute(argv):
+    "What `python` does with these arguments: -c and code, -m and a module, or a script."
+    import runpy
+    how, sys.argv = argv[0], argv[argv[0] == '-m':]
+    sys.path[0] = '' if how in ('-c', '-m') else str(Path(how).parent)
+    if how == '-c': exec(sys.argv.pop(1), dict(__name__='__main__'))
+    elif how == '-m': runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+    else: runpy.run_path(how, run_name='__main__')
+
+def leave(code):
+    "End as Python does, but without freeing one by one what was imported, which would take longer than the imports have saved."
+    import atexit, threading
+    if isinstance(code, str): print(code, file=sys.stderr)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr): stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+if __name__ == '__main__':
+    role, *rest = sys.argv[1:]
+    if role == 'run': sys.exit(run(*rest))
+    become(*serve(*rest))
