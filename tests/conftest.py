@@ -8,13 +8,16 @@ from mimdet.emoji import EmojiConfig, make_dataset
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ['schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=2']
 
-WARM = os.environ.get('MIMDET_WARM', '') # under `make test` a folder of stand-ins for commands, which start without importing PyTorch: see tools/warm.py
+WARM = os.environ.get('MIMDET_WARM', '') # the folder of warm stand-ins for commands, which `make test` has: see tools/warm.py
+
+def program(name, warm=True):
+    "The file of a console command, a warm one if there is one."
+    folders = [WARM, str(Path(sys.executable).parent)][not warm:]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 def run_command(name, *arguments, warm=True, **kwargs):
-    "A console command in a process of its own, a warm one if there are any; its output as text."
-    folders = [WARM] if warm else []
-    path = shutil.which(name, path=os.pathsep.join([*folders, str(Path(sys.executable).parent)]))
-    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, **kwargs)
+    "A console command in a process of its own; its output as text."
+    return subprocess.run([program(name, warm), *map(str, arguments)], capture_output=True, text=True, **kwargs)
 
 def spec(split): return f'{split["json"]}:{split["images"]}'
 

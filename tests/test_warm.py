@@ -18,6 +18,18 @@ def test_it_is_warm_and_knows_nothing_of_the_project(script):
     assert json.loads(run_command('python', code).stdout) == ['torch']
     assert json.loads(run_command('python', code, warm=False).stdout) == []
 
+def test_open_files(script, tmp_path):
+    (tmp_path/'a').write_text('told')
+    with (tmp_path/'a').open() as file: done = run_command('python', script('import os, sys', 'print(os.read(int(sys.argv[1]), 9))'), file.fileno(), pass_fds=[file.fileno()])
+    assert done.stdout == "b'told'\n"
+
+def test_what_it_starts_is_warm(script):
+    code = script('import multiprocessing, subprocess, sys', 'def warm(): print("torch" in sys.modules, flush=True)', 'if __name__ == "__main__":',
+                  '    process = multiprocessing.get_context("spawn").Process(target=warm)', '    process.start()', '    process.join()',
+                  '    subprocess.run([sys.executable, "-c", "import sys; print(sys.argv[1:], \'torch\' in sys.modules)", "x"])')
+    done = run_command('python', code)
+    assert (done.stdout, done.stderr) == ("True\n['x'] True\n", '')
+
 def test_arguments_folder_environment_and_streams(script, tmp_path):
     code = script('import os, sys', 'print(sys.argv[1:], os.getcwd(), os.environ["HERE"], __name__, input())', 'print("oh", file=sys.stderr)')
     done = run_command('python', code, 'a b', '--c', cwd=tmp_path, env=os.environ | dict(HERE='x y'), input='told\n')

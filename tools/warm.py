@@ -1,7 +1,7 @@
 """Warm processes for the tests: forked from one that has already imported PyTorch and other slow packages, which saves each ten seconds.
 
 Inside `started`, which is for the process that runs the tests, Jupyter's kernels are warm, and so are the commands in a folder of stand-ins.
-Seen from outside they are ordinary processes: same folder, environment, streams and exit code, and they can be interrupted and killed.
+Seen from outside they are ordinary processes: same folder, environment, open files and exit code, and they can be interrupted and killed.
 `mimdet` and detectron2, which it adapts, are imported by each process itself."""
 import json, os, select, signal, socket, struct, subprocess, sys, tomllib
 from contextlib import contextmanager, suppress
@@ -29,15 +29,15 @@ def started(folder):
         argv=[*stand_in, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3 (ipykernel)', language='python',
         env=dict(MPLBACKEND='module://matplotlib_inline.backend_inline'))))
     commands = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']
-    for name in [*commands, 'papermill', 'snakemake']: write_script(stand_ins/name, f'exec {" ".join(stand_in)} {BIN/name} "$@"')
-    write_script(stand_ins/'python', f'case "$1" in -c|*.py) exec {" ".join(stand_in)} "$@";; *) exec {sys.executable} "$@";; esac')
+    for name in [*commands, 'papermill', 'snakemake', 'torchrun']: write_script(stand_ins/name, f'exec {" ".join(stand_in)} {BIN/name} "$@"')
+    write_script(stand_ins/'python', f'[ "$1" = -B ] && shift; case "$1" in -c|*.py) exec {" ".join(stand_in)} "$@";; *) exec {sys.executable} "$@";; esac')
     os.environ['MIMDET_WARM'] = str(stand_ins)
     os.environ['PATH'] = f'{stand_ins}{os.pathsep}{os.environ["PATH"]}'
     os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(folder/'jupyter'), os.environ.get('JUPYTER_PATH')]))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen()
-        environment = os.environ | dict(PYTHONWARNINGS='ignore', JPY_PARENT_PID='1') # kernels need not watch their parent: the stand-in does
+        environment = os.environ | dict(JPY_PARENT_PID='1') # kernels need not watch their parent: the stand-in does
         with subprocess.Popen([sys.executable, __file__, 'serve', str(listener.fileno())], pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env=environment): yield
 
 def write_script(path, line):
@@ -49,10 +49,12 @@ def write_script(path, line):
 def run(address, *argv):
     "Have a warm process do what `argv` says, pass signals on to it, and end as it ends."
     parent = os.getppid()
+    files = [int(name) for name in os.listdir('/dev/fd') if os.path.exists(f'/dev/fd/{name}')]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        socket.send_fds(server, [b'.'], [0, 1, 2])
-        server.sendall(json.dumps(dict(argv=argv, folder=os.getcwd(), environment=dict(os.environ))).encode() + b'\n')
+        socket.send_fds(server, [b'.'], files)
+        request = dict(argv=argv, folder=os.getcwd(), environment=dict(os.environ), files=files)
+        server.sendall(json.dumps(request).encode() + b'\n')
         def answer(): return NUMBER.unpack(server.recv(NUMBER.size) or NUMBER.pack(1))[0]
         process = answer()
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, frame: os.kill(process, number))
@@ -68,7 +70,8 @@ def run(address, *argv):
 
 def serve(listener):
     "Import, then wait until standard input ends. Returns only in the processes forked: what each is to do."
-    import gc, importlib
+    import gc, importlib, warnings
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated') # an import uses it
     for name in IMPORTED: importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, reap)
@@ -88,7 +91,7 @@ def attend(connection):
     "Fork the process asked for, and return in it. The attendant tells how it ends; once nobody listens any more both end, and what they started."
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    _, files, *_ = socket.recv_fds(connection, 1, 3)
+    _, files, *_ = socket.recv_fds(connection, 1, 99)
     request = json.loads(connection.makefile().readline())
     process = os.fork()
     if not process: return request, files
@@ -100,16 +103,20 @@ def attend(connection):
     os._exit(0)
 
 def become(request, files):
-    "Take over the folder, the environment and the streams of the stand-in, and do what it says."
-    import warnings
+    "Take over the folder, the environment and the open files of the stand-in, and do what it says."
+    import fcntl, multiprocessing, warnings
     import matplotlib, torch
-    for number, file in enumerate(files):
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files] # above all numbers that they are to have
+    for file in files: os.close(file)
+    for file, number in zip(aside, request['files']):
         os.dup2(file, number)
         os.close(file)
     os.chdir(request['folder'])
     sys.executable = f'{os.environ["MIMDET_WARM"]}/python' # what it starts is warm too
+    multiprocessing.set_executable(sys.executable)
     os.environ.clear()
     os.environ.update(request['environment'])
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background was started to ignore it
     # what Python reads when it starts, or an import that lies behind
     if threads := os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(int(threads))
     if action := os.environ.get('PYTHONWARNINGS'): warnings.simplefilter(action)
@@ -136,7 +143,8 @@ def leave(code):
     if isinstance(code, str): print(code, file=sys.stderr)
     threading._shutdown()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr): stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed: stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 if __name__ == '__main__':
