@@ -8,7 +8,7 @@ from mimdet.emoji import EmojiConfig, make_dataset
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ['schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=2']
 
-WARM = os.environ.get('MIMDET_WARM', '') # the folder of warm stand-ins for commands, which `make test` has: see tools/warm.py
+WARM = os.environ.get('MIMDET_WARM', '') # folder of warm commands, which `make test` has: see tools/warm.py
 
 def program(name, warm=True):
     "The file of a console command, a warm one if there is one."

@@ -15,7 +15,8 @@ def test_killed_and_resumed(emoji, tmp_path):
     whole = run_command('mimdet_train', *arguments(emoji, tmp_path/'whole'))
     assert whole.returncode == 0, whole.stderr
     step = random.randrange(PERIOD, STEPS - 1)
-    killed = subprocess.Popen([program('mimdet_train', warm=False), *arguments(emoji, tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [program('mimdet_train', warm=False), *arguments(emoji, tmp_path/'cut')]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and max(logged(tmp_path/'cut'), default=-1) < step: time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()

@@ -1,48 +1,58 @@
-"""Warm processes for the tests: forked from one that has already imported PyTorch and other slow packages, which saves each ten seconds.
+"""Warm processes for the tests, which save the seconds that importing PyTorch and other slow packages takes.
 
-Inside `started`, which is for the process that runs the tests, Jupyter's kernels are warm, and so are the commands in a folder of stand-ins.
-Seen from outside they are ordinary processes: same folder, environment, open files and exit code, and they can be interrupted and killed.
-`mimdet` and detectron2, which it adapts, are imported by each process itself."""
-import json, os, select, signal, socket, struct, subprocess, sys, tomllib
+Each is forked from one process that has imported them. Inside `started` Jupyter's kernels are warm, and so are the
+commands in a folder of stand-ins. Seen from outside they are ordinary processes: same folder, environment, open files
+and exit code, and they can be interrupted and killed. Each imports `mimdet` and detectron2, which it adapts, itself."""
+import json, os, select, shlex, signal, socket, struct, subprocess, sys, tempfile, tomllib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-IMPORTED = ['torch', 'torchvision.ops', 'torch.distributed.launcher.api', 'torch.utils.tensorboard', 'timm', 'fvcore.nn', 'omegaconf', 'einops',
-            'cv2', 'pycocotools.mask', 'pandas', 'matplotlib.pyplot', 'psutil', 'fastcore.all', 'IPython', 'ipykernel.kernelapp', 'papermill', 'snakemake.cli']
+IMPORTED = [
+    'torch', 'torchvision.ops', 'torch.distributed.launcher.api', 'torch.utils.tensorboard', 'timm', 'fvcore.nn',
+    'omegaconf', 'einops', 'cv2', 'pycocotools.mask', 'pandas', 'matplotlib.pyplot', 'psutil', 'fastcore.all',
+    'IPython', 'ipykernel.kernelapp', 'papermill', 'snakemake.cli',
+]
 NUMBER = struct.Struct('i')
 
 # --- the process that runs the tests ---
 
 @contextmanager
 def started(folder):
-    "Inside the block commands and kernels are warm, where the system can fork so. `folder` takes the stand-ins, which come first in PATH."
+    "Inside the block commands and kernels are warm, where the system can fork so. `folder` takes their stand-ins."
     if not hasattr(os, 'pidfd_open'):
         yield
         return
-    address, stand_ins, kernel = folder/'socket', folder/'bin', folder/'jupyter'/'kernels'/'python3'/'kernel.json'
-    for path in (stand_ins, kernel.parent): path.mkdir(parents=True, exist_ok=True)
-    address.unlink(missing_ok=True)
-    stand_in = [sys.executable, '-I', '-S', __file__, 'run', str(address)]
-    kernel.write_text(json.dumps(dict(
-        argv=[*stand_in, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3 (ipykernel)', language='python',
-        env=dict(MPLBACKEND='module://matplotlib_inline.backend_inline'))))
-    commands = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']
-    for name in [*commands, 'papermill', 'snakemake', 'torchrun']: write_script(stand_ins/name, f'exec {" ".join(stand_in)} {BIN/name} "$@"')
-    write_script(stand_ins/'python', f'[ "$1" = -B ] && shift; case "$1" in -c|*.py) exec {" ".join(stand_in)} "$@";; *) exec {sys.executable} "$@";; esac')
-    os.environ['MIMDET_WARM'] = str(stand_ins)
-    os.environ['PATH'] = f'{stand_ins}{os.pathsep}{os.environ["PATH"]}'
-    os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(folder/'jupyter'), os.environ.get('JUPYTER_PATH')]))
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(address))
+    # a socket's path must be short
+    with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listener:
+        address = f'{short}/socket'
+        listener.bind(address)
         listener.listen()
+        write_stand_ins(folder, [sys.executable, '-I', '-S', __file__, 'run', address])
+        os.environ['MIMDET_WARM'] = str(folder/'bin')
+        for variable, path in (('PATH', folder/'bin'), ('JUPYTER_PATH', folder/'jupyter')):
+            os.environ[variable] = os.pathsep.join(filter(None, [str(path), os.environ.get(variable)]))
+        command = [sys.executable, __file__, 'serve', str(listener.fileno())]
         environment = os.environ | dict(JPY_PARENT_PID='1') # kernels need not watch their parent: the stand-in does
-        with subprocess.Popen([sys.executable, __file__, 'serve', str(listener.fileno())], pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env=environment): yield
+        with subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env=environment): yield
 
-def write_script(path, line):
-    path.write_text(f'#!/bin/sh\n{line}\n')
-    path.chmod(0o755)
+def write_stand_ins(folder, stand_in):
+    "Scripts that have `stand_in` run the commands and Python, and the specification of a kernel that it runs."
+    bin, kernel = folder/'bin', folder/'jupyter'/'kernels'/'python3'
+    for path in (bin, kernel): path.mkdir(parents=True, exist_ok=True)
+    spec = dict(
+        argv=[*stand_in, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='Python 3 (ipykernel)',
+        language='python', env=dict(MPLBACKEND='module://matplotlib_inline.backend_inline'))
+    (kernel/'kernel.json').write_text(json.dumps(spec))
+    warm, cold = shlex.join(stand_in), shlex.quote(sys.executable)
+    ours = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']
+    commands = [*ours, 'papermill', 'snakemake', 'torchrun']
+    lines = {name: [f'exec {warm} {shlex.quote(str(BIN/name))} "$@"'] for name in commands}
+    lines['python'] = ['[ "$1" = -B ] && shift', f'case "$1" in -c|*.py) exec {warm} "$@";; *) exec {cold} "$@";; esac']
+    for name in lines:
+        (bin/name).write_text('\n'.join(['#!/bin/sh', *lines[name], '']))
+        (bin/name).chmod(0o755)
 
 # --- a stand-in for a warm process ---
 
@@ -57,7 +67,8 @@ def run(address, *argv):
         server.sendall(json.dumps(request).encode() + b'\n')
         def answer(): return NUMBER.unpack(server.recv(NUMBER.size) or NUMBER.pack(1))[0]
         process = answer()
-        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda number, frame: os.kill(process, number))
+        def pass_on(number, frame): os.kill(process, number)
+        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
         while not select.select([server], [], [], 1)[0]:
             if os.getppid() != parent: return 1 # as a kernel ends with the process that started it
         code = answer()
@@ -88,7 +99,7 @@ def reap(*signal):
         while os.waitpid(-1, os.WNOHANG)[0]: pass
 
 def attend(connection):
-    "Fork the process asked for, and return in it. The attendant tells how it ends; once nobody listens any more both end, and what they started."
+    "Fork the process asked for, and return in it. The attendant reports its end, or ends it if nobody listens."
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     _, files, *_ = socket.recv_fds(connection, 1, 99)
@@ -138,7 +149,7 @@ def execute(argv):
     else: runpy.run_path(how, run_name='__main__')
 
 def leave(code):
-    "End as Python does, but without freeing one by one what was imported, which would take longer than the imports have saved."
+    "End as Python does, but without freeing all that was imported, which would take longer than importing it."
     import atexit, threading
     if isinstance(code, str): print(code, file=sys.stderr)
     threading._shutdown()
