@@ -1,5 +1,5 @@
 """Shared by the tests: a small Emoji-COCO, and commands run as a user runs them."""
-import json, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest
@@ -8,9 +8,16 @@ from mimdet.emoji import EmojiConfig, make_dataset
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ['schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=2']
 
-def run_command(name, *arguments, **kwargs):
+WARM = os.environ.get('MIMDET_WARM', '') # folder of warm commands, which `make test` has: see tools/warm.py
+
+def program(name, warm=True):
+    "The file of a console command, a warm one if there is one."
+    folders = [WARM, str(Path(sys.executable).parent)][not warm:]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+def run_command(name, *arguments, warm=True, **kwargs):
     "A console command in a process of its own; its output as text."
-    return subprocess.run([Path(sys.executable).with_name(name), *map(str, arguments)], capture_output=True, text=True, **kwargs)
+    return subprocess.run([program(name, warm), *map(str, arguments)], capture_output=True, text=True, **kwargs)
 
 def spec(split): return f'{split["json"]}:{split["images"]}'
 

@@ -1,8 +1,8 @@
 """Several processes: the same weights as one, and an end with an error when one of them dies."""
-import json, os, re, signal, socket, subprocess, sys, time
+import json, os, re, signal, socket, subprocess, time
 from pathlib import Path
 import psutil, pytest, torch
-from conftest import logged, run_command, spec
+from conftest import logged, program, run_command, spec
 from mimdet.commands import mimdet_train
 from mimdet.core import read_json
 from mimdet.emoji import EmojiConfig, make_dataset
@@ -70,7 +70,7 @@ def free_port():
 
 def test_two_machines(single, boxes, tmp_path):
     url = f'tcp://localhost:{free_port()}'
-    commands = [[Path(sys.executable).with_name('mimdet_train'), '--num-machines', '2', '--machine-rank', str(rank), '--dist-url', url,
+    commands = [[program('mimdet_train'), '--num-machines', '2', '--machine-rank', str(rank), '--dist-url', url,
                  *arguments(tmp_path/'out', '--dataset', boxes, *ALL_REGIONS, *FROZEN)] for rank in range(2)]
     machines = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
     (first, _), (second, _) = outputs = [machine.communicate(timeout=300) for machine in machines]
@@ -94,8 +94,10 @@ def test_compressed_gradients(single, boxes, tmp_path):
 
 def test_a_killed_process_ends_the_job(emoji, tmp_path):
     out = tmp_path/'out'
-    command = ['--dataset', spec(emoji['train']), 'schedule.iterations=20', 'train.checkpoint_period=2', '--num-gpus', '2']
-    job = subprocess.Popen([Path(sys.executable).with_name('mimdet_train'), *arguments(out, *command)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    steps = ['schedule.iterations=20', 'train.checkpoint_period=2']
+    options = ['--dataset', spec(emoji['train']), *steps, '--num-gpus', '2']
+    command = [program('mimdet_train', warm=False), *arguments(out, *options)]
+    job = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while job.poll() is None and max(logged(out), default=-1) < 3: time.sleep(0.05)
     workers = [p for p in psutil.Process(job.pid).children() if any('spawn_main' in part for part in p.cmdline())]
     assert len(workers) == 2
@@ -104,14 +106,15 @@ def test_a_killed_process_ends_the_job(emoji, tmp_path):
     assert job.returncode == 2 and re.search('the others were stopped, since process [01] of 2 was killed by SIGKILL', errors.splitlines()[-1]), errors
     assert not (out/'model_final.pth').exists() and not any(p.is_running() for p in workers)
     done = logged(out)
-    resumed = run_command('mimdet_train', *arguments(out, *command, '--resume'), env=ENVIRONMENT)
+    resumed = run_command('mimdet_train', *arguments(out, *options, '--resume'), env=ENVIRONMENT)
     assert resumed.returncode == 0, resumed.stderr
     assert logged(out) == list(range(20)) and len(done) < 20
 
 def test_an_interrupted_job_leaves_nothing_running(emoji, tmp_path):
     out = tmp_path/'out'
-    command = arguments(out, '--dataset', spec(emoji['train']), 'schedule.iterations=99', '--num-gpus', '2')
-    job = subprocess.Popen([Path(sys.executable).with_name('mimdet_train'), *command], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    options = arguments(out, '--dataset', spec(emoji['train']), 'schedule.iterations=99', '--num-gpus', '2')
+    command = [program('mimdet_train', warm=False), *options]
+    job = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while job.poll() is None and not logged(out): time.sleep(0.05)
     children = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGTERM)

@@ -2,7 +2,7 @@
 what fails is named and loses nothing else; what is shown and was not measured is found."""
 import contextlib, fcntl, json, os, signal, subprocess, sys, threading, time
 import nbformat, pytest, yaml
-from conftest import ROOT, copy_project, run_command
+from conftest import ROOT, WARM, copy_project, run_command
 from mimdet.core import fingerprint, read_json
 
 TABLES = {'table_main', 'table_ratio', 'table_ablations', 'table_cost', 'table_sampling', 'claims'}
@@ -21,7 +21,9 @@ def times(folder, names): return {name: (folder/f'{name}.json').stat().st_mtime_
 def test_killed_and_resumed(project):
     "No warning, no mercy: only the unfinished runs run again."
     records = project/'results'/'runs'/'smoke'
-    running = subprocess.Popen([sys.executable, project/'tools'/'reproduce.py', 'smoke'], cwd=project, stdout=subprocess.DEVNULL, start_new_session=True)
+    cold = os.environ | dict(PATH=os.environ['PATH'].replace(WARM, '')) # or what is killed would be stand-ins
+    command = [sys.executable, project/'tools'/'reproduce.py', 'smoke']
+    running = subprocess.Popen(command, cwd=project, env=cold, stdout=subprocess.DEVNULL, start_new_session=True)
     while not list(records.glob('evaluate_*.json')) and running.poll() is None: time.sleep(.2)
     running.kill()
     running.wait()

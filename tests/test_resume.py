@@ -1,8 +1,7 @@
 """A training killed at a random step and resumed ends with the weights of one that ran through, bit for bit."""
-import json, math, random, shutil, signal, subprocess, sys, time
-from pathlib import Path
+import json, math, random, shutil, signal, subprocess, time
 import pytest, torch
-from conftest import SHORT, logged, run_command, spec
+from conftest import SHORT, logged, program, run_command, spec
 from mimdet.commands import mimdet_train
 
 STEPS, PERIOD = 12, 2
@@ -16,7 +15,8 @@ def test_killed_and_resumed(emoji, tmp_path):
     whole = run_command('mimdet_train', *arguments(emoji, tmp_path/'whole'))
     assert whole.returncode == 0, whole.stderr
     step = random.randrange(PERIOD, STEPS - 1)
-    killed = subprocess.Popen([Path(sys.executable).with_name('mimdet_train'), *arguments(emoji, tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [program('mimdet_train', warm=False), *arguments(emoji, tmp_path/'cut')]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and max(logged(tmp_path/'cut'), default=-1) < step: time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -29,8 +29,8 @@ def test_killed_and_resumed(emoji, tmp_path):
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f'killed at step {step}: {different}'
 
-def test_second_run_needs_resume(trained, emoji):
-    again = run_command('mimdet_train', 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
+def test_second_run_needs_resume(call, trained, emoji):
+    again = call(mimdet_train, 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
     assert again.returncode == 2 and 'resume it, or choose another output folder' in again.stderr
 
 def test_resume_says_what_changed(call, trained, emoji, tmp_path):

@@ -39,7 +39,7 @@ def main(env):
     (env/'.uv.txt').write_text(uv_requirement())
     run(python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--require-hashes', '-r', env/'.uv.txt')
     uv = python, '-m', 'uv', 'pip', 'install', '--python', python
-    run(*uv, '--require-hashes', '-r', LOCK, *(['--reinstall'] if conda and interrupted else []))
+    run(*uv, '--compile-bytecode', '--require-hashes', '-r', LOCK, *(['--reinstall'] if conda and interrupted else []))
     run(*uv, '--no-deps', '--no-build-isolation', '-e', '.')
     (env/'.stamp').touch()
     unfinished.unlink()

@@ -1,16 +1,19 @@
-"""All tests, none of which stops the others: notebooks, then tests/. The last line counts them together; `make test` calls this."""
+"""All tests, none of which stops the others: tests/, then notebooks. The last line counts them together.
+
+`make test` calls this."""
 import os, subprocess, sys, time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT/'build'/'test'
 WORKERS = min(4, os.cpu_count() or 1) # each holds PyTorch in memory
 LONGEST = ['tests/test_reproduce.py', 'tests/test_coco_study.py'] # begin first
 SUITES = {
-    'project': ['-m', 'pytest', '-q', 'tests/test_project.py'],
+    'tests': ['-m', 'pytest', '-q', '--durations=20', '-n', str(WORKERS), '--dist=loadfile', '--no-loadscope-reorder',
+              *LONGEST, 'tests'],
     'notebooks': ['tools/test_notebooks.py', '--keep', 'build/executed'],
-    'tests': ['-m', 'pytest', '-q', '--durations=5', '-n', str(WORKERS), '--dist=loadfile', '--no-loadscope-reorder', *LONGEST, 'tests', '--ignore=tests/test_project.py'],
 }
 NO_TESTS = 5 # pytest's exit code when it has found none
 
@@ -37,7 +40,8 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//WORKERS)))
     os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}' # the commands, mimdet_train and so on
-    passed, failed, skipped = map(sum, zip(*(run(name, args) for name, args in SUITES.items())))
+    with warm.started(OUT/'warm'): outcomes = [run(name, args) for name, args in SUITES.items()]
+    passed, failed, skipped = map(sum, zip(*outcomes))
     print(f'\n{time.time() - started:.0f} s\n{passed} passed, {failed} failed, {skipped} skipped', flush=True)
     sys.exit(failed > 0 or not passed)
 
