@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import mimdet.compat
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
+from .regions import to_device
 from .sampler import check_ratio, grid_shape, keep_tokens, padding_mask
 from .stem import ConvStem
 from .vit import Decoder, Encoder
@@ -70,6 +71,6 @@ class MIMDetBackbone(Pyramid):
         noise = getattr(images, 'noise', None) if noise is None else noise
         noise = torch.rand(tokens.shape[:2]) if noise is None else noise.cpu()
         padding = padding_mask(images.image_sizes, images.tensor.shape[-2:])
-        keep = keep_tokens(noise, self.sample_ratio, padding).to(tokens.device)
+        keep = to_device(keep_tokens(noise, self.sample_ratio, padding), tokens.device)
         whole = self.decoder(self.encoder(tokens, grid, keep), keep, grid, tokens)
         return rearrange(whole, 'b (h w) c -> b c h w', h=grid[0])
