@@ -95,9 +95,9 @@ def forward_cost(
     height:int=0,       # of the image in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
     width:int=0,        # likewise
     device:str='auto',  # cpu, cuda, ...
-    amp:str='fp32',     # precision: auto, bf16, fp16, fp32
     repeats:int=3,      # passes that are timed
     batch:int=1,        # images a pass
+    amp:str='fp32',     # precision: auto, bf16, fp16, fp32
 )->dict:
     "Seconds of each pass, tokens, parameters and memory of one detector in inference; weights are random. For memory on a CPU call it `in_fresh_process`."
     r, device = recipe_named(recipe), pick_device(device)
@@ -160,7 +160,7 @@ def training_cost(
     height:int=0,       # of the images in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
     width:int=0,        # likewise
     warmup:int=2,       # steps before
-    compiled:bool=False,# with `mimdet.detector.compile_parts`
+    compiled:str='',    # a backend for `mimdet.detector.compile_parts`; empty: not compiled
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
@@ -168,7 +168,7 @@ def training_cost(
     cfg.model.amp = amp
     torch.manual_seed(0)
     model = build(cfg).to(device)
-    if compiled: compile_parts(model)
+    if compiled: compile_parts(model, compiled)
     memory['model'] = memory_mb(device)['now']
     samples, seen, dtype = synthetic_batch(batch, height, width, r.classes), _watch(model), precision(amp, device)
     row, timed, losses = _facts(model, samples, device), [], []

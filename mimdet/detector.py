@@ -165,15 +165,18 @@ def _shared(norm):
 
 # %% ../nbs/08_detector.ipynb #d61aed3f42
 def compile_parts(
-    model, # a `Detector`; changed in place
+    model,                   # a `Detector`; changed in place
+    backend:str='inductor',  # of `torch.compile`
 ):
-    "Compile the parts that hold nearly all of the work. Parameters keep their names and values."
+    "Compile the parts that hold nearly all of the work. Parameters keep their names and values. Raises `MimdetError` on an unknown backend."
+    if backend not in torch.compiler.list_backends(exclude_tags=None):
+        raise MimdetError(f'unknown backend {backend!r} of torch.compile; there are {", ".join(torch.compiler.list_backends())}')
     backbone, heads = model.backbone.bottom_up, model.roi_heads
     transformers = [getattr(backbone, 'encoder', backbone), getattr(backbone, 'decoder', None)]
     blocks = [block for part in transformers for name in ('blocks', 'decoder_blocks') for block in getattr(part, name, ())]
     masks = heads.mask_head.conv_norm_relus if heads.mask_on else []
     convolutions = [*model.backbone.lateral_convs, *model.backbone.output_convs, model.proposal_generator.rpn_head, heads.box_head, *masks]
-    for part in (transformers[0].patch_embed, *blocks, *convolutions): part.compile()
+    for part in (transformers[0].patch_embed, *blocks, *convolutions): part.compile(backend=backend)
 
 # %% ../nbs/08_detector.ipynb #25-5f4cde78
 @contextmanager

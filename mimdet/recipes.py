@@ -212,7 +212,7 @@ def to_config(
         data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path='', parts='all'),
-        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, compile=False, fp16_compression=True, ema=0.,
+        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, compile='', fp16_compression=True, ema=0.,
                    eval_period=r.in_iterations(1), checkpoint_period=max(1, r.iterations//10), log_period=20),
     ))
 

@@ -173,7 +173,7 @@ def train(
     torch.manual_seed(cfg.train.seed)
     model = build(with_checkpointing(cfg, device, comm.get_world_size())).to(device)
     synchronise(model)
-    if cfg.train.compile: compile_parts(model)
+    if cfg.train.compile: compile_parts(model, cfg.train.compile)
     reports = start_from(model, cfg)
     if comm.is_main_process() and reports: print(*reports, sep='\n', flush=True)
     optimizer = optimizer_for(model, cfg.optimizer)

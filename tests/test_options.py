@@ -35,7 +35,7 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
     'optimizer.groups': 'benchmarking', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
     'schedule.kind': 'step', 'schedule.milestones': [1], 'schedule.warmup': 1, 'schedule.warmup_factor': 0.5, 'data.short_edges': [64], 'data.test_short_edge': 64,
     'data.max_size': 100, 'data.square': 64, 'data.jitter': [0.5, 0.6], 'data.workers': 1, 'train.seed': 1, 'train.accumulate': 2, 'train.ema': 0.5,
-    'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus', 'mae_checkpoint.parts': 'encoder',
+    'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus', 'train.compile': 'abacus', 'mae_checkpoint.parts': 'encoder',
 }
 FIRST = { # what has to be set for an option to matter
     'schedule.milestones': ['schedule.kind=step'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],

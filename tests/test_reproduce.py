@@ -27,9 +27,9 @@ def test_killed_and_resumed(project):
     while not list(records.glob('evaluate_*.json')) and running.poll() is None: time.sleep(.2)
     running.kill()
     running.wait()
+    finished = [p.stem for p in records.glob('*.json') if (project/'runs'/'smoke'/f'{p.stem}.ipynb').exists()]
     assert 'already running' in reproduce(project).stderr # its work goes on
     os.killpg(running.pid, signal.SIGKILL)
-    finished = [p.stem for p in records.glob('*.json') if (project/'runs'/'smoke'/f'{p.stem}.ipynb').exists()]
     assert 'pretrain_tiny' in finished
     before = times(records, finished)
     done = reproduce(project)
