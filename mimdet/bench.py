@@ -24,7 +24,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 from .core import MimdetError, rng_for, write_json
 from .cost import clock, synthetic_batch
-from .detector import PRECISIONS, Detector, build
+from .detector import PRECISIONS, Detector, build, compile_parts
 from .evaluate import average_precisions
 from .pretrain import Pretraining, autoencoder
 from .sampler import STRIDE
@@ -114,19 +114,24 @@ def in_turns(
     ways:dict,       # name -> function without arguments
     rounds:int,      # that count
     device:str='cpu',# a torch device
+    warmup:int=1,    # rounds before
 )->dict:             # name -> dict(seconds=[...], memory_mb=...); memory on a GPU only
-    "Time all ways, one after the other, `rounds` times."
+    "Time all ways, one after the other, `rounds` times. Memory is what a call takes beyond what was there before it."
     on_gpu = device.startswith('cuda')
     found = {name: dict(seconds=[], memory_mb=None) for name in ways}
-    for n in range(rounds + 1):
+    for n in range(warmup + rounds):
         for name, work in ways.items():
-            if on_gpu: torch.cuda.reset_peak_memory_stats(device)
+            before = _fresh_peak(device) if on_gpu else 0
             started = clock(device)
             work()
             seconds = clock(device) - started
-            if n: found[name]['seconds'].append(round(seconds, 5))
-            if on_gpu: found[name]['memory_mb'] = torch.cuda.max_memory_allocated(device)//2**20
+            if n >= warmup: found[name]['seconds'].append(round(seconds, 5))
+            if on_gpu: found[name]['memory_mb'] = (torch.cuda.max_memory_allocated(device) - before)//2**20
     return found
+
+def _fresh_peak(device):
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 def rows_of(
     found:dict, # from `in_turns`
@@ -141,6 +146,7 @@ def detectors(
     device:str,
     upstream='',  # folder of the authors' code; empty: without them
     size:str='',  # base or large, for the authors' code
+    compiled='',  # a backend for `mimdet.detector.compile_parts`; empty: without a compiled form
 )->dict:          # name -> model
     "The same weights in every code."
     torch.manual_seed(0)
@@ -149,6 +155,10 @@ def detectors(
     plain = plain_detector(cfg)
     plain.load_state_dict(ours.state_dict())
     models = dict(plain=plain, ours=ours)
+    if compiled:
+        models['compiled'] = build(cfg)
+        models['compiled'].load_state_dict(ours.state_dict())
+        compile_parts(models['compiled'], compiled)
     if upstream: models['upstream'] = upstream_detector(upstream, size, ours.state_dict())
     for model in models.values(): model.roi_heads.box_predictor.test_score_thresh = 0.05
     return {name: model.to(device) for name, model in models.items()}
@@ -179,7 +189,7 @@ def training_ways(
 )->dict:            # for `in_turns`
     "A training step, by each code in each precision; the plain code and the authors' have AdamW as they use it."
     def optimizer(name, model):
-        if name == 'ours': return optimizer_for(model, settings)
+        if name in ('ours', 'compiled'): return optimizer_for(model, settings)
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     def work(model, optimizer, name):
         with EventStorage(), _precise(model.train(), name, device): loss = sum(model(samples).values())

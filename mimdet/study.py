@@ -46,7 +46,7 @@ KEYS = dict(
     pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench'}, tables={'main', 'ratio', 'ablations'},
     cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch', 'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
     bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height', 'training_width', 'precisions',
-           'pretraining', 'evaluation', 'start_up', 'rounds', 'device'},
+           'pretraining', 'evaluation', 'start_up', 'compiled', 'rounds', 'device'},
     main={'published', 'model'}, ablations={'study', 'variant', 'model'},
     study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads', 'gpu_share'})
 
