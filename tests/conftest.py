@@ -19,6 +19,11 @@ def run_command(name, *arguments, warm=True, **kwargs):
     "A console command in a process of its own; its output as text."
     return subprocess.run([program(name, warm), *map(str, arguments)], capture_output=True, text=True, **kwargs)
 
+def pytest_collection_modifyitems(items):
+    "Files that take longest begin first, so that no worker is left alone with one at the end."
+    longest = ['test_reproduce.py', 'test_coco_study.py']
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
 def spec(split): return f'{split["json"]}:{split["images"]}'
 
 def logged(out):

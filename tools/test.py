@@ -9,10 +9,8 @@ import warm
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT/'build'/'test'
 WORKERS = min(4, os.cpu_count() or 1) # each holds PyTorch in memory
-LONGEST = ['tests/test_reproduce.py', 'tests/test_coco_study.py'] # begin first
 SUITES = {
-    'tests': ['-m', 'pytest', '-q', '--durations=20', '-n', str(WORKERS), '--dist=loadfile', '--no-loadscope-reorder',
-              *LONGEST, 'tests'],
+    'tests': ['-m', 'pytest', '-q', '--durations=20', '-n', str(WORKERS), '--dist=loadfile', '--no-loadscope-reorder'],
     'notebooks': ['tools/test_notebooks.py', '--keep', 'build/executed'],
 }
 NO_TESTS = 5 # pytest's exit code when it has found none
