@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN_PARTS', 'UPSTREAM_CONFIGS', 'COMMANDS', 'PlainDetector', 'plain_detector', 'older_environment',
-           'upstream_detector', 'in_turns', 'rows_of', 'detectors', 'inference_ways', 'training_ways',
-           'pretraining_ways', 'synthetic_results', 'evaluation_ways', 'start_up_ways', 'ratio']
+           'upstream_detector', 'in_turns', 'without_collector', 'rows_of', 'detectors', 'inference_ways',
+           'training_ways', 'pretraining_ways', 'synthetic_results', 'evaluation_ways', 'start_up_ways', 'ratio']
 
 # %% ../nbs/28_bench.ipynb #087be1fbe3
-import importlib, subprocess, sys, warnings
+import gc, importlib, subprocess, sys, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -57,14 +57,15 @@ def plain_detector(
     ours_to_plain = {ours: plain for plain, ours in PLAIN_PARTS.items()}
     def plain(node):
         if isinstance(node, list): return [plain(child) for child in node]
-        if not isinstance(node, dict): return node
-        return {key: ours_to_plain.get(value, value) if key == '_target_' else plain(value) for key, value in node.items()}
+        if isinstance(node, dict): return {key: plain(child) for key, child in node.items()}
+        return ours_to_plain.get(node, node)
     model = build(OmegaConf.create(plain(OmegaConf.to_container(cfg.model))))
     for module in list(model.modules()):
         if hasattr(module, 'positions'): module.positions = resize_positions
         if type(module) is Block: module.forward = partial(vision_transformer.Block.forward, module)
         for name, norm in module.named_children():
-            if type(norm) is GroupNorm: setattr(module, name, nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps))
+            if type(norm) is not GroupNorm: continue
+            setattr(module, name, nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps))
     return model
 
 # %% ../nbs/28_bench.ipynb #9b728f6d71
@@ -119,15 +120,24 @@ def in_turns(
     "Time all ways, one after the other, `rounds` times. Memory is what a call takes beyond what was there before it."
     on_gpu = device.startswith('cuda')
     found = {name: dict(seconds=[], memory_mb=None) for name in ways}
-    for n in range(warmup + rounds):
-        for name, work in ways.items():
-            before = _fresh_peak(device) if on_gpu else 0
-            started = clock(device)
-            work()
-            seconds = clock(device) - started
-            if n >= warmup: found[name]['seconds'].append(round(seconds, 5))
-            if on_gpu: found[name]['memory_mb'] = (torch.cuda.max_memory_allocated(device) - before)//2**20
+    with without_collector():
+        for n in range(warmup + rounds):
+            for name, work in ways.items():
+                before = _fresh_peak(device) if on_gpu else 0
+                started = clock(device)
+                work()
+                seconds = clock(device) - started
+                if n >= warmup: found[name]['seconds'].append(round(seconds, 5))
+                if on_gpu: found[name]['memory_mb'] = (torch.cuda.max_memory_allocated(device) - before)//2**20
     return found
+
+@contextmanager
+def without_collector():
+    "Python's garbage collector collects before the block, and not inside it: it would go through all that was made before."
+    gc.collect()
+    gc.disable()
+    try: yield
+    finally: gc.enable()
 
 def _fresh_peak(device):
     torch.cuda.reset_peak_memory_stats(device)
@@ -197,7 +207,8 @@ def training_ways(
         loss.backward()
         optimizer.step()
     optimizers = {name: optimizer(name, model) for name, model in models.items()}
-    return {f'{name} {p}': partial(work, model, optimizers[name], p) for name, model in models.items() for p in precisions}
+    return {f'{name} {p}': partial(work, model, optimizers[name], p)
+            for name, model in models.items() for p in precisions}
 
 # %% ../nbs/28_bench.ipynb #af1c7e815d
 def pretraining_ways(
@@ -243,21 +254,26 @@ def synthetic_results(
     rng, height, width = rng_for('results', images, detections), 480, 640
     corners = np.stack([np.cos(np.arange(8)*np.pi/4), np.sin(np.arange(8)*np.pi/4)], 1)/2 + .5
     def shape(box):
+        "The box and mask of an octagon."
         polygon = (box[:2] + corners*box[2:]).round(1).flatten().tolist()
         packed = rle.merge(rle.frPyObjects([polygon], height, width))
-        return dict(bbox=rle.toBbox(packed).tolist(), segmentation=dict(size=packed['size'], counts=packed['counts'].decode())), rle.area(packed)
+        mask = dict(size=packed['size'], counts=packed['counts'].decode())
+        return dict(bbox=rle.toBbox(packed).tolist(), segmentation=mask)
     coco = dict(images=[dict(id=i, file_name=f'{i}.jpg', width=width, height=height) for i in range(1, images + 1)],
                 annotations=[], categories=[dict(id=k, name=f'category {k}') for k in range(1, 81)])
     results = []
     for image in range(1, images + 1):
-        boxes = np.concatenate([rng.uniform((0, 0), (width - 120, height - 120), (objects, 2)), rng.uniform(10, 120, (objects, 2))], 1)
+        corner = rng.uniform((0, 0), (width - 120, height - 120), (objects, 2))
+        boxes = np.concatenate([corner, rng.uniform(10, 120, (objects, 2))], 1)
         classes = rng.integers(1, 81, objects)
         for box, category in zip(boxes, classes):
-            facts, area = shape(box)
-            coco['annotations'].append(dict(id=len(coco['annotations']) + 1, image_id=image, category_id=int(category), iscrowd=0, area=float(area), **facts))
+            facts = dict(image_id=image, category_id=int(category), iscrowd=0, **shape(box))
+            area = float(rle.area(facts['segmentation']))
+            coco['annotations'].append(dict(id=len(coco['annotations']) + 1, area=area, **facts))
         for k in rng.integers(objects, size=detections):
             near = (boxes[k] + rng.normal(0, 4, 4)).clip(5)
-            results.append(dict(image_id=image, category_id=int(classes[k]), score=float(rng.random()), **shape(near)[0]))
+            facts = dict(image_id=image, category_id=int(classes[k]), score=float(rng.random()))
+            results.append(facts | shape(near))
     return coco, results
 
 def evaluation_ways(
@@ -279,7 +295,9 @@ def start_up_ways()->dict: # for `in_turns`
     def process(*arguments): subprocess.run([str(a) for a in arguments], check=True, capture_output=True)
     here = Path(sys.executable)
     ways = {f'{name} --help': partial(process, here.with_name(name), '--help') for name in COMMANDS}
-    return ways | {'mimdet_models': partial(process, here.with_name('mimdet_models')), 'import mimdet': partial(process, here, '-c', 'import mimdet')}
+    ways['mimdet_models'] = partial(process, here.with_name('mimdet_models'))
+    ways['import mimdet'] = partial(process, here, '-c', 'import mimdet')
+    return ways
 
 # %% ../nbs/28_bench.ipynb #10e668e10e
 def ratio(

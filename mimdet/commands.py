@@ -193,7 +193,7 @@ def mimdet_evaluate(
     output:str='',     # folder for predictions (COCO results) and metrics.json
     batch:int=1,       # images at a time, at most: those of one padded size go together
     limit:int=0,       # only the first images; 0: all
-    precision:str='',  # auto, bf16, fp16 or fp32; default: the model's own, usually auto: the fastest that the hardware has
+    precision:str='',  # auto (the fastest that the hardware has), bf16, fp16 or fp32; default: the model's own
     evaluator:str='hotcoco', # or pycocotools: the same numbers, in twenty times the time
     device:str='auto', # cpu, cuda, ...
 ):
@@ -230,7 +230,7 @@ def mimdet_predict(
     ratio:float=1.,      # share of tokens that the encoder sees
     seed:int=0,          # which tokens, below ratio 1
     scale:float=1.,      # enlarge the drawn images
-    precision:str='',    # auto, bf16, fp16 or fp32; default: the model's own, usually auto: the fastest that the hardware has
+    precision:str='',    # auto (the fastest that the hardware has), bf16, fp16 or fp32; default: the model's own
     weights:str='',      # a detector's weights, for a recipe name
     device:str='auto',   # cpu, cuda, ...
 ):

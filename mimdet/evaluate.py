@@ -272,8 +272,8 @@ def evaluate(
         if c4 == 'stem': stack.enter_context(decoder_replaced(model, fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch))))
         elif c4 != 'decoder': raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
         stack.enter_context(averaged(model, samples))
-        row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples, images=len(records),
-                   precision=model.precision)
+        row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples,
+                   images=len(records), precision=model.precision)
         started = time.time()
         loader = test_loader(records, mapper, batch=batch, rank=comm.get_rank(), world=comm.get_world_size(),
                              workers=data.get('workers', 0), multiple=model.backbone.size_divisibility)

@@ -51,8 +51,8 @@ def pool_bags(
     "RoIAlign (He et al. 2017; aligned, as ROIAlignV2) of regions on several levels."
     channels, cells = features[0].shape[1], [f.shape[0]*f.shape[2]*f.shape[3] for f in features]
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])           # (all cells, C)
-    height, width, size, scale = (torch.tensor(per_level)[levels] for per_level in (
-        [f.shape[2] for f in features], [f.shape[3] for f in features], [f.shape[2]*f.shape[3] for f in features], scales))
+    sides = torch.tensor([f.shape[2:] for f in features])[levels]                                # (R, 2)
+    (height, width), size, scale = sides.T, sides.prod(1), torch.tensor(scales)[levels]
     begin = torch.tensor([0, *cells[:-1]]).cumsum(0)[levels] + rois[:, 0].long()*size             # of the region's map
     x0, y0, x1, y1 = rois[:, 1:].T*scale - .5
     top, rows, row_weights = axis_weights(y0, y1 - y0, height, bins, points)
@@ -81,6 +81,8 @@ class FullPrecisionPooler(ROIPooler):
             features = [f.float() for f in features]
             slow = features[0].requires_grad or features[0].shape[1] >= FEW_CHANNELS
             if features[0].is_cuda or not slow or not sum(map(len, boxes)): return super().forward(features, boxes)
-            levels = assign_boxes_to_levels(boxes, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level)
-            scales = [pooler.spatial_scale for pooler in self.level_poolers]
-            return pool_bags(features, convert_boxes_to_pooler_format(boxes), levels, scales, self.output_size[0], self.level_poolers[0].sampling_ratio)
+            levels = assign_boxes_to_levels(boxes, self.min_level, self.max_level,
+                                            self.canonical_box_size, self.canonical_level)
+            scales, points = [pooler.spatial_scale for pooler in self.level_poolers], self.level_poolers[0].sampling_ratio
+            rois = convert_boxes_to_pooler_format(boxes)
+            return pool_bags(features, rois, levels, scales, self.output_size[0], points)

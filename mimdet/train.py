@@ -52,8 +52,9 @@ def optimizer_for(
     "AdamW with the learning rates of MIMDet, or of the baseline."
     if settings.groups == 'mimdet': groups = parameter_groups(model, settings.lr, settings.lr_factor, settings.weight_decay)
     elif settings.groups == 'benchmarking':
+        decay = dict(weight_decay=settings.weight_decay, weight_decay_norm=0.)
         own = dict(relative_position_bias_table=dict(weight_decay=0.))
-        groups = get_default_optimizer_params(model, base_lr=settings.lr, weight_decay=settings.weight_decay, weight_decay_norm=0., overrides=own)
+        groups = get_default_optimizer_params(model, base_lr=settings.lr, **decay, overrides=own)
     else: raise MimdetError(f"unknown optimizer.groups={settings.groups!r}; there are 'mimdet', 'benchmarking'")
     if len(settings.betas) != 2: raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers')
     fused = model.device.type in ('cpu', 'cuda') # one kernel for all parameters
@@ -88,7 +89,8 @@ def training_memory(
 )->float:           # bytes
     "An estimate of the memory of a training step without activation checkpointing."
     (height, width), network = largest_image(cfg.data), cfg.model.backbone.bottom_up
-    channels = network.dim*network.get('depth', 0)*network.get('sample_ratio', 1.) + network.get('decoder_dim', 0)*network.get('decoder_depth', 0)
+    encoder = network.dim*network.get('depth', 0)*network.get('sample_ratio', 1.)
+    channels = encoder + network.get('decoder_dim', 0)*network.get('decoder_depth', 0)
     per_image = BYTES_PER_TOKEN*math.prod(grid_shape(height, width))*channels + BYTES_PER_PIXEL*height*width
     return images*per_image + BYTES_PER_PARAMETER*parameters
 
@@ -96,7 +98,8 @@ def memory_of(
     device:str, # a torch device
 )->int:         # bytes
     "All the memory that a device has."
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith('cuda') else psutil.virtual_memory().total
+    if device.startswith('cuda'): return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 def with_checkpointing(
     cfg:DictConfig,   # left as it is
