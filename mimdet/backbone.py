@@ -12,8 +12,7 @@ from torch.nn import functional as F
 import mimdet.compat
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
-from .regions import to_device
-from .sampler import check_ratio, grid_shape, keep_tokens, padding_mask
+from .sampler import check_ratio, grid_shape, keep_tokens, padding_mask, send
 from .stem import ConvStem
 from .vit import Decoder, Encoder
 
@@ -44,7 +43,7 @@ class MIMDetBackbone(Pyramid):
         sample_ratio:float=0.5,  # share of tokens that the encoder sees, in (0, 1]
         drop_path:float=0.,      # stochastic depth of the last encoder block
         norm_eps:float=1e-6,     # of all layer norms; the recipes use 1e-5
-        checkpointing=False,     # of activations: less memory in training, for more time. 'auto' is decided by `mimdet.train`: off until then
+        checkpointing=False,     # of activations: less memory in training, for more time; 'auto' is off until training decides
     ):
         super().__init__(dim, decoder_dim)
         self.sample_ratio, checkpointing = check_ratio(sample_ratio), checkpointing is True
@@ -71,6 +70,6 @@ class MIMDetBackbone(Pyramid):
         noise = getattr(images, 'noise', None) if noise is None else noise
         noise = torch.rand(tokens.shape[:2]) if noise is None else noise.cpu()
         padding = padding_mask(images.image_sizes, images.tensor.shape[-2:])
-        keep = to_device(keep_tokens(noise, self.sample_ratio, padding), tokens.device)
+        keep = send(keep_tokens(noise, self.sample_ratio, padding), tokens.device)
         whole = self.decoder(self.encoder(tokens, grid, keep), keep, grid, tokens)
         return rearrange(whole, 'b (h w) c -> b c h w', h=grid[0])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN_PARTS', 'UPSTREAM_CONFIGS', 'COMMANDS', 'PlainDetector', 'plain_detector', 'older_environment',
            'upstream_detector', 'in_turns', 'without_collector', 'rows_of', 'detectors', 'inference_ways',
-           'training_ways', 'pretraining_ways', 'synthetic_results', 'evaluation_ways', 'start_up_ways', 'ratio']
+           'training_ways', 'pretraining_ways', 'synthetic_results', 'evaluation_ways', 'start_up_ways']
 
 # %% ../nbs/28_bench.ipynb #087be1fbe3
 import gc, importlib, subprocess, sys, warnings
@@ -100,7 +100,8 @@ def upstream_detector(
         cfg = LazyConfig.load(str(path))
         _for_one_process(cfg.model)
         model = instantiate(cfg.model)
-    model.load_state_dict(state, strict=False)
+    try: model.load_state_dict(state)
+    except RuntimeError as e: raise MimdetError(f'{path} is another network: {" ".join(str(e).split())[:200]}') from None
     return model
 
 def _for_one_process(node):
@@ -298,14 +299,3 @@ def start_up_ways()->dict: # for `in_turns`
     ways['mimdet_models'] = partial(process, here.with_name('mimdet_models'))
     ways['import mimdet'] = partial(process, here, '-c', 'import mimdet')
     return ways
-
-# %% ../nbs/28_bench.ipynb #10e668e10e
-def ratio(
-    rows:list, # of a record
-    way:str,   # such as 'ours bf16'
-    to:str,    # such as 'plain fp32'
-    **setting, # as the rows have it
-)->float:
-    "The median time of one way over that of another, in the same setting; None if one of them was not measured."
-    own = {row['way']: median(row['seconds']) for row in rows if all(row.get(k) == v for k, v in setting.items())}
-    return own[way]/own[to] if {way, to} <= own.keys() else None

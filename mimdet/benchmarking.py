@@ -102,13 +102,13 @@ class BenchmarkingViT(Backbone):
         img_size:int=1024,        # side of the images in pixels
         window_size:int=16,       # side of a window in tokens
         drop_path:float=0.1,      # stochastic depth of the last block
-        checkpointing:bool=False, # compute blocks again in the backward pass: less memory, more time
+        checkpointing=False,      # compute blocks again in the backward pass: less memory, more time
     ):
         super().__init__()
         if depth % 4: raise MimdetError(f'{depth=} must be a multiple of 4: each quarter of the blocks makes a level')
         if img_size % (STRIDE*window_size): raise MimdetError(f'{img_size=} must be a multiple of {STRIDE}*{window_size=}: windows must fill the image')
         side = img_size//STRIDE
-        self.img_size, self.checkpointing = img_size, checkpointing
+        self.img_size, self.checkpointing = img_size, checkpointing is True # training decides what `auto` means
         self.patch_embed = PatchEmbed(img_size, STRIDE, 3, dim)
         self.pos_embed = nn.Parameter(sincos_positions(dim, side, side).roll(dim//2, 1)[None], requires_grad=False) # rows first
         self.blocks = blocks(dim, depth, heads, 1e-6, drop_path, WindowBlock)

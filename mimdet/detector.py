@@ -168,15 +168,19 @@ def compile_parts(
     model,                   # a `Detector`; changed in place
     backend:str='inductor',  # of `torch.compile`
 ):
-    "Compile the parts that hold nearly all of the work. Parameters keep their names and values. Raises `MimdetError` on an unknown backend."
+    "Compile the parts that do nearly all of the work; parameters keep their names. Raises `MimdetError` on an unknown backend."
     if backend not in torch.compiler.list_backends(exclude_tags=None):
         raise MimdetError(f'unknown backend {backend!r} of torch.compile; there are {", ".join(torch.compiler.list_backends())}')
     backbone, heads = model.backbone.bottom_up, model.roi_heads
     transformers = [getattr(backbone, 'encoder', backbone), getattr(backbone, 'decoder', None)]
     blocks = [block for part in transformers for name in ('blocks', 'decoder_blocks') for block in getattr(part, name, ())]
     masks = heads.mask_head.conv_norm_relus if heads.mask_on else []
-    convolutions = [*model.backbone.lateral_convs, *model.backbone.output_convs, model.proposal_generator.rpn_head, heads.box_head, *masks]
-    for part in (transformers[0].patch_embed, *blocks, *convolutions): part.compile(backend=backend)
+    pyramid = [*model.backbone.lateral_convs, *model.backbone.output_convs]
+    convolutions = [*pyramid, model.proposal_generator.rpn_head, heads.box_head, *masks]
+    parts = [transformers[0].patch_embed, *blocks, *convolutions]
+    limit = torch._dynamo.config.recompile_limit # forms of one function, and all parts are called through the same
+    torch._dynamo.config.recompile_limit = max(limit, 4*len(parts))
+    for part in parts: part.compile(backend=backend)
 
 # %% ../nbs/08_detector.ipynb #25-5f4cde78
 @contextmanager

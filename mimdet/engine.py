@@ -202,6 +202,7 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state):
         "What has been learned and gathered; the rates are the configuration's."
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
+        for saved, own in zip(state['optimizer']['param_groups'], settings): saved['fused'] = own.get('fused') # says where the step counts lie
         super().load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, settings): group.update(own)
         if state['scaler']: self.scaler.load_state_dict(state['scaler'])

@@ -437,9 +437,10 @@ def predict_pictures(
         return path, [_named(result, names, data.category_ids) for result in coco_results(instances, path.name)]
 
     found, finished = [], in_background(finish, detected(), workers, depth=workers)
-    for path, objects in tqdm(finished, total=len(paths), desc='predict', unit='image', disable=None):
-        found += objects
-        print(f'{path.name}: {", ".join(each["category"] for each in objects) or "nothing"}')
+    with evaluating(model): # once, so that weights are cast once
+        for path, objects in tqdm(finished, total=len(paths), desc='predict', unit='image', disable=None):
+            found += objects
+            print(f'{path.name}: {", ".join(each["category"] for each in objects) or "nothing"}')
     write_json(Path(output)/'predictions.json', found)
     return found
 

@@ -24,7 +24,7 @@ from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
 from .pretrained import read_weights, save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
-from .sampler import STRIDE, put, take
+from .sampler import STRIDE, put, send, take
 from .vit import MaskedAutoencoder, Reconstruction, mae_names, normalised_patches, patchify, unpatchify
 
 # %% ../nbs/13_pretrain.ipynb #1ecd5aa6
@@ -87,13 +87,13 @@ def crop_by_matrices(
     alike = {}
     for n, picture in enumerate(pictures): alike.setdefault(picture.shape, []).append(n)
     for where in alike.values():
-        crops[where] = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
+        crops[send(torch.tensor(where), crops.device)] = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
     return crops
 
 def _crop_alike(pictures, boxes, side):
     height, width = pictures.shape[1:3]
     if height == width == side and (boxes[:, 2:] == side).all(): return pictures
-    top, left, tall, wide = boxes.to(pictures.device).unbind(1)
+    top, left, tall, wide = send(boxes, pictures.device).unbind(1)
     rows = resize_weights(top, tall, height, side)[:, None]
     columns = resize_weights(left, wide, width, side)[:, None]
     to_bytes = lambda x: x.round().clamp(0, 255)
@@ -164,7 +164,7 @@ class Crops(Dataset):
         boxes = torch.from_numpy(crop_boxes(random[:, 1:], np.array([p.shape[:2] for p in pictures]), self.least))
         crop = crop_one_by_one if pictures[0].device.type == 'cpu' else crop_by_matrices
         crops = crop(pictures, boxes, self.size)
-        mirrored = torch.from_numpy(np.flatnonzero(random[:, 0] < 1/2)).to(crops.device)
+        mirrored = send(torch.from_numpy(np.flatnonzero(random[:, 0] < 1/2)), crops.device)
         crops[mirrored] = crops[mirrored].flip(2)
         return crops.permute(0, 3, 1, 2), torch.from_numpy(draws)
 
@@ -192,7 +192,7 @@ class Pretraining(nn.Module):
     def reconstruct(self, crops, draws):
         patches = crops.shape[2]*crops.shape[3]//STRIDE**2
         noise = torch.from_numpy(uniform(seed_for('mae noise', self.seed), draws, patches))
-        return self.mae(crops.to(self.mean.device), noise, self.mask_ratio, self.normalise)
+        return self.mae(send(crops, self.mean.device), noise, self.mask_ratio, self.normalise)
 
     def forward(self, batch):
         device = self.mean.device

@@ -30,6 +30,7 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from fvcore.nn import smooth_l1_loss
 from torchvision.ops import batched_nms, nms
 from .core import MimdetError
+from .sampler import send
 
 # %% ../nbs/26_regions.ipynb #05-13982927
 WAITING = { # torch's names of operations whose result the host needs
@@ -85,9 +86,7 @@ def to_device(
     device, # a torch device
 ):
     "The same on a device, copied without waiting for it."
-    if isinstance(value, torch.Tensor):
-        to_gpu = value.device.type == 'cpu' and torch.device(device).type == 'cuda'
-        return value.pin_memory().to(device, non_blocking=True) if to_gpu else value.to(device)
+    if isinstance(value, torch.Tensor): return send(value, device)
     if isinstance(value, dict): return {name: to_device(own, device) for name, own in value.items()}
     if isinstance(value, list): return [to_device(own, device) for own in value]
     if isinstance(value, Instances): return Instances(value.image_size, **to_device(value.get_fields(), device))
@@ -464,7 +463,10 @@ class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
 class MaskRCNNConvUpsampleHead(mask_head.MaskRCNNConvUpsampleHead):
     "detectron2's mask head, whose accuracies are logged later."
     def forward(self, x, instances):
-        if not self.training or self.vis_period: return super().forward(x, instances)
+        if self.vis_period: return super().forward(x, instances)
+        if not self.training:
+            mask_head.mask_rcnn_inference(self.layers(x).float(), instances) # bf16 under autocast
+            return instances
         return dict(loss_mask=mask_loss(self.layers(x), instances)*self.loss_weight)
 
 def mask_loss(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'PADDING_NOISE', 'STRATEGIES', 'grid_shape', 'check_ratio', 'keep_count', 'padding_mask', 'keep_tokens',
-           'take', 'put', 'image_noise', 'batch_noise']
+           'take', 'put', 'send', 'image_noise', 'batch_noise']
 
 # %% ../nbs/02_sampler.ipynb #02-c26a1e34
 import numpy as np
@@ -75,6 +75,15 @@ def put(
 ):        # (B, N, C)
     "The full map: `seen` at the kept positions, `fill` elsewhere."
     return fill.scatter(1, keep[..., None].expand_as(seen), seen)
+
+# %% ../nbs/02_sampler.ipynb #b68ae69f83
+def send(
+    tensor, # anywhere
+    device, # a torch device
+):          # on it
+    "A tensor on a device, copied without waiting."
+    to_gpu = tensor.device.type == 'cpu' and torch.device(device).type == 'cuda'
+    return tensor.pin_memory().to(device, non_blocking=True) if to_gpu else tensor.to(device)
 
 # %% ../nbs/02_sampler.ipynb #23-8ecbfde1
 def _random(rows, columns, rng): return rng.random((rows, columns))

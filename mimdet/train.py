@@ -86,13 +86,14 @@ def training_memory(
     cfg:DictConfig,
     images:int,     # in one forward pass
     parameters:int, # of the detector
+    wide:bool=False,# computed in full precision
 )->float:           # bytes
     "An estimate of the memory of a training step without activation checkpointing."
     (height, width), network = largest_image(cfg.data), cfg.model.backbone.bottom_up
     encoder = network.dim*network.get('depth', 0)*network.get('sample_ratio', 1.)
     channels = encoder + network.get('decoder_dim', 0)*network.get('decoder_depth', 0)
     per_image = BYTES_PER_TOKEN*math.prod(grid_shape(height, width))*channels + BYTES_PER_PIXEL*height*width
-    return images*per_image + BYTES_PER_PARAMETER*parameters
+    return images*per_image*(2 if wide else 1) + BYTES_PER_PARAMETER*parameters
 
 def memory_of(
     device:str, # a torch device
@@ -113,7 +114,9 @@ def with_checkpointing(
     if network.get('checkpointing') != 'auto': return cfg
     with torch.device('meta'): parameters = sum(p.numel() for p in build(cfg).parameters())
     images = max(1, cfg.data.batch//(processes*cfg.train.accumulate))
-    network.checkpointing = training_memory(cfg, images, parameters) > FILLED*(memory or memory_of(device))
+    there = memory or memory_of(device)//(1 if device.startswith('cuda') else processes)
+    wide = precision(cfg.model.amp, device) == torch.float32
+    network.checkpointing = training_memory(cfg, images, parameters, wide) > FILLED*there
     return cfg
 
 # %% ../nbs/15_train.ipynb #12-27371546
@@ -174,7 +177,9 @@ def train(
     changes, dtype = changes_of(cfg), precision(cfg.model.amp, device)
     if comm.is_main_process() and changes: print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
     torch.manual_seed(cfg.train.seed)
-    model = build(with_checkpointing(cfg, device, comm.get_world_size())).to(device)
+    decided = with_checkpointing(cfg, device, comm.get_world_size())
+    if comm.is_main_process() and decided != cfg: print(f'activation checkpointing: {decided.model.backbone.bottom_up.checkpointing}', flush=True)
+    model = build(decided).to(device)
     synchronise(model)
     if cfg.train.compile: compile_parts(model, cfg.train.compile)
     reports = start_from(model, cfg)
@@ -273,7 +278,7 @@ def _evaluate_only(cfg):
     model = build(cfg).to(device)
     report = load_detector(model, path, cfg.train.allow_partial)
     row = evaluate(model, info, cfg.data)
-    if comm.is_main_process(): print(report, format_rows([row]), sep='\n')
+    if comm.is_main_process(): print(report, f'precision: {row["precision"]}', format_rows([row]), sep='\n')
 
 def _worker(*arguments):
     "One of several processes: like a command, it complains in one line."

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from .core import MimdetError
-from .sampler import STRIDE, keep_tokens, put, take
+from .sampler import STRIDE, keep_tokens, put, send, take
 
 # %% ../nbs/03_vit.ipynb #05-c12bff4c
 def sincos_positions(
@@ -59,8 +59,8 @@ def resize_positions(
 class GridCache:
     "Keeps the last few results of `make(parameter, *shape)` for as long as the parameter does not change."
     def __init__(self,
-        make,       # module-level function of a frozen parameter and plain values
-        kept:int=8, # results
+        make,        # module-level function of a frozen parameter and of plain values or buffers
+        kept:int=16, # results, those that were used last
     ): self.make, self.kept, self.results = make, kept, OrderedDict()
 
     def __call__(self, parameter, *shape):
@@ -69,6 +69,7 @@ class GridCache:
         if key not in self.results:
             with torch.inference_mode(False), torch.no_grad(): self.results[key] = self.make(parameter, *shape)
             if len(self.results) > self.kept: self.results.popitem(last=False)
+        self.results.move_to_end(key)
         return self.results[key]
 
     def __reduce__(self): return GridCache, (self.make, self.kept) # a copy begins empty
@@ -309,7 +310,7 @@ class MaskedAutoencoder(nn.Module):
         normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are normalised
     )->Reconstruction:
         grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
-        keep, hidden = (tokens.to(images.device) for tokens in _split(noise.cpu(), 1 - mask_ratio))
+        keep, hidden = (send(tokens, images.device) for tokens in _split(noise.cpu(), 1 - mask_ratio))
         patches = patchify(images)
         visible, target = take(patches, keep), take(patches, hidden)
         if normalise: visible, target = normalise(visible), normalise(target)
