@@ -43,7 +43,7 @@ class MIMDetBackbone(Pyramid):
         sample_ratio:float=0.5,  # share of tokens that the encoder sees, in (0, 1]
         drop_path:float=0.,      # stochastic depth of the last encoder block
         norm_eps:float=1e-6,     # of all layer norms; the recipes use 1e-5
-        checkpointing=False,     # of activations: less memory in training, for more time; 'auto' is off until training decides
+        checkpointing=False,     # of activations: less memory for more time; 'auto' is off until training decides
     ):
         super().__init__(dim, decoder_dim)
         self.sample_ratio, checkpointing = check_ratio(sample_ratio), checkpointing is True

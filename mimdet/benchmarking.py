@@ -61,9 +61,10 @@ class RelativePositionBias(nn.Module):
     def forward(self,
         dtype=torch.float32, # of the tokens
     ):                       # (1, heads, N, N)
-        if not torch.is_grad_enabled(): return self.constant(self.relative_position_bias_table, self.relative_position_index, dtype)
+        made_from = self.relative_position_bias_table, self.relative_position_index, dtype
+        if not torch.is_grad_enabled(): return self.constant(*made_from)
         self.constant.results.clear() # 0.8 GB at the paper's size
-        return spread(self.relative_position_bias_table, self.relative_position_index, dtype)
+        return spread(*made_from)
 
 # %% ../nbs/07_benchmarking.ipynb #15-967f15d5
 def attend_in_windows(
@@ -115,7 +116,8 @@ class BenchmarkingViT(Backbone):
         self.windowed_rel_pos_bias = RelativePositionBias(window_size, heads)
         self.global_rel_pos_bias = RelativePositionBias(side, heads)
         def double(): return nn.ConvTranspose2d(dim, dim, 2, stride=2)
-        self.ms_adaptor = nn.ModuleList([nn.Sequential(double(), GroupNorm(32, dim), nn.GELU(), double()), double(), nn.Identity(), nn.MaxPool2d(2)])
+        quadruple = nn.Sequential(double(), GroupNorm(32, dim), nn.GELU(), double())
+        self.ms_adaptor = nn.ModuleList([quadruple, double(), nn.Identity(), nn.MaxPool2d(2)])
         self._out_feature_strides = dict(c2=4, c3=8, c4=16, c5=32)
         self._out_features = list(self._out_feature_strides)
         self._out_feature_channels = dict.fromkeys(self._out_features, dim)
@@ -129,7 +131,8 @@ class BenchmarkingViT(Backbone):
         if (height, width) != (self.img_size,)*2:
             raise MimdetError(f'the backbone takes {self.img_size}x{self.img_size} pixels, not {height}x{width}: crop and pad the images to a fixed size (data.square={self.img_size} model.padded=true)')
         tokens = self.patch_embed(images.tensor)
-        windowed, everywhere = (bias(tokens.dtype) for bias in (self.windowed_rel_pos_bias, self.global_rel_pos_bias)) # bf16 under autocast
+        biases = self.windowed_rel_pos_bias, self.global_rel_pos_bias
+        windowed, everywhere = (bias(tokens.dtype) for bias in biases) # bf16 under autocast
         tokens, maps, quarter = tokens + self.pos_embed, [], len(self.blocks)//4
         again = self.checkpointing and self.training
         for last in range(quarter - 1, len(self.blocks), quarter):

@@ -138,7 +138,8 @@ def _assigned(source):
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 # %% ../nbs/00_core.ipynb #28-3917623f
-PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'hotcoco', 'numpy', 'pillow')
+PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'hotcoco',
+            'numpy', 'pillow')
 
 def versions()->dict:
     "Versions of Python and of the packages that a result depends on, as far as they are installed."
@@ -186,7 +187,8 @@ def peak_memory_mb()->int:
 _TEXT, _OBJECT = dict(type='string'), dict(type='object')
 _HASHES = dict(type='object', additionalProperties=dict(type='string', pattern='^[0-9a-f]{64}$'))
 RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
-    'schema': dict(const=2), 'kind': dict(enum=['data', 'pretrain', 'train', 'evaluate', 'cost', 'bench']), 'profile': _TEXT, 'name': _TEXT,
+    'schema': dict(const=2), 'kind': dict(enum=['data', 'pretrain', 'train', 'evaluate', 'cost', 'bench']),
+    'profile': _TEXT, 'name': _TEXT,
     'params': dict(type='object', required=['seed']), 'config_hash': dict(type='string', pattern='^[0-9a-f]{16}$'),
     'dataset': dict(type='object', required=['name'], properties=dict(name=_TEXT, sha256=_HASHES)), 'weights': _HASHES,
     'git': dict(type='object', properties=dict(commit=dict(type='string', pattern='^[0-9a-f]{40}$'), dirty=dict(type='boolean'))),

@@ -115,7 +115,9 @@ def forward_cost(
         found, seconds, cpu = zip(*(_timed(lambda: model(samples), device) for _ in range(repeats)))
         row |= dict(ratio=ratio_of(model), tokens=seen['tokens'], detections=len(found[-1][0]['instances']))
     parts = [by_part({group: spent[i] if spent else 0. for group, spent in passes.items()}) for i in range(repeats)]
-    return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds={k: [p[k] for p in parts] for k in parts[0]}, precision=str(precision(amp, device)).removeprefix('torch.'), memory_mb=memory | _peak(device))
+    part_seconds = {k: [p[k] for p in parts] for k in parts[0]}
+    return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds=part_seconds,
+                      precision=model.precision, memory_mb=memory | _peak(device))
 
 def _facts(model, samples, device):
     height, width = samples[0]['image'].shape[1:]
@@ -164,7 +166,8 @@ def training_cost(
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
-    (height, width), memory, cfg = image_size(r, height, width), dict(before=memory_mb(device)['now']), with_checkpointing(to_config(r), device)
+    height, width = image_size(r, height, width)
+    memory, cfg = dict(before=memory_mb(device)['now']), with_checkpointing(to_config(r), device)
     cfg.model.amp = amp
     torch.manual_seed(0)
     model = build(cfg).to(device)
@@ -181,7 +184,8 @@ def training_cost(
         row |= dict(ratio=ratio_of(model), tokens=seen['tokens'])
     _, seconds, cpu = zip(*timed[warmup:])
     checkpointing = bool(cfg.model.backbone.bottom_up.get('checkpointing', False))
-    return row | dict(checkpointing=checkpointing, compiled=compiled, seconds=seconds, cpu_seconds=cpu, losses=losses, precision=str(dtype).removeprefix('torch.'),
+    return row | dict(checkpointing=checkpointing, compiled=compiled, seconds=seconds, cpu_seconds=cpu, losses=losses,
+                      precision=model.precision,
                       memory_mb=memory | _peak(device))
 
 # %% ../nbs/20_cost.ipynb #21-80b8cad3

@@ -32,7 +32,7 @@ class Detector(GeneralizedRCNN):
     def __init__(self, *,
         strategy:str='random', # how tokens are sampled, a key of `mimdet.sampler.STRATEGIES`
         sample_seed:int=0,     # same seed and image: same tokens
-        amp:str='auto',        # precision of training and inference, a key of `PRECISIONS`, or 'auto': the fastest that the hardware has
+        amp:str='auto',        # precision of training and inference: a key of `PRECISIONS`, or 'auto', the fastest there is
         padded:bool=False,     # are images scaled by one factor, then padded to a fixed size, as the baseline's are?
         **parts,               # of detectron2's `GeneralizedRCNN`
     ):
@@ -51,7 +51,7 @@ class Detector(GeneralizedRCNN):
         seeds = [seed_for('draw', self.sample_seed, x['draw']) if self.training and 'draw' in x else self.sample_seed for x in batched_inputs]
         ids = [x.get('image_id', 0) for x in batched_inputs]
         batch.noise = batch_noise(batch.image_sizes, batch.tensor.shape[-2:], seeds, ids, self.strategy)
-        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # convolutions pass it on, and are faster for it
+        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # faster, and convolutions pass it on
         return ImageList(batch, batch.image_sizes) # detectron2 hands the first on to the backbone
 
     @property
@@ -60,7 +60,7 @@ class Detector(GeneralizedRCNN):
         return str(precision(self.amp, self.device)).removeprefix('torch.')
 
     def autocast(self):
-        "A block in which the network computes as `amp` says. Weights are cast once in it, however many batches it holds."
+        "A block in which the network computes as `amp` says, and in which its weights are cast once."
         dtype = precision(self.amp, self.device)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -168,12 +168,14 @@ def compile_parts(
     model,                   # a `Detector`; changed in place
     backend:str='inductor',  # of `torch.compile`
 ):
-    "Compile the parts that do nearly all of the work; parameters keep their names. Raises `MimdetError` on an unknown backend."
+    "Compile the parts that do nearly all of the work. Raises `MimdetError` on an unknown backend."
     if backend not in torch.compiler.list_backends(exclude_tags=None):
-        raise MimdetError(f'unknown backend {backend!r} of torch.compile; there are {", ".join(torch.compiler.list_backends())}')
+        known = ', '.join(torch.compiler.list_backends())
+        raise MimdetError(f'unknown backend {backend!r} of torch.compile; there are {known}')
     backbone, heads = model.backbone.bottom_up, model.roi_heads
     transformers = [getattr(backbone, 'encoder', backbone), getattr(backbone, 'decoder', None)]
-    blocks = [block for part in transformers for name in ('blocks', 'decoder_blocks') for block in getattr(part, name, ())]
+    names = 'blocks', 'decoder_blocks'
+    blocks = [block for part in transformers for name in names for block in getattr(part, name, ())]
     masks = heads.mask_head.conv_norm_relus if heads.mask_on else []
     pyramid = [*model.backbone.lateral_convs, *model.backbone.output_convs]
     convolutions = [*pyramid, model.proposal_generator.rpn_head, heads.box_head, *masks]
@@ -185,7 +187,7 @@ def compile_parts(
 # %% ../nbs/08_detector.ipynb #25-5f4cde78
 @contextmanager
 def evaluating(model):
-    "The model in evaluation mode, without gradients and in its precision inside the block; after it in the mode it was in."
+    "The model in evaluation mode, without gradients and in its precision; after the block in the mode it was in."
     was_training = model.training
     model.eval()
     try:

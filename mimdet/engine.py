@@ -187,7 +187,8 @@ class Trainer(SimpleTrainer):
         storage, steps, self.unwritten = get_event_storage(), self.unwritten, []
         for iteration, losses, waited in steps:
             storage.iter = iteration
-            losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()} # as detectron2 has them
+            # as detectron2 has them
+            losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}
             self._write_metrics(losses, waited)
         write_logged(storage)
 
@@ -202,7 +203,8 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state):
         "What has been learned and gathered; the rates are the configuration's."
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
-        for saved, own in zip(state['optimizer']['param_groups'], settings): saved['fused'] = own.get('fused') # says where the step counts lie
+        for saved, own in zip(state['optimizer']['param_groups'], settings):
+            saved['fused'] = own.get('fused') # torch asks it where the step counts belong
         super().load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, settings): group.update(own)
         if state['scaler']: self.scaler.load_state_dict(state['scaler'])

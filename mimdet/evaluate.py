@@ -263,7 +263,7 @@ def evaluate(
     limit:int=None,      # only the first images
     predictions='',      # file to save the detections to, in COCO's results format
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-)->dict:                 # ratio, strategy, seed, c4, samples, images, precision, seconds; in the first process evaluator, bbox, segm
+)->dict:                 # ratio, strategy, seed, c4, samples, images, precision, seconds; evaluator, bbox, segm in the first process
     "Box and mask AP of a model on a data set, at one setting of the sampling."
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))

@@ -83,6 +83,7 @@ class FullPrecisionPooler(ROIPooler):
             if features[0].is_cuda or not slow or not sum(map(len, boxes)): return super().forward(features, boxes)
             levels = assign_boxes_to_levels(boxes, self.min_level, self.max_level,
                                             self.canonical_box_size, self.canonical_level)
-            scales, points = [pooler.spatial_scale for pooler in self.level_poolers], self.level_poolers[0].sampling_ratio
+            scales = [pooler.spatial_scale for pooler in self.level_poolers]
+            points = self.level_poolers[0].sampling_ratio
             rois = convert_boxes_to_pooler_format(boxes)
             return pool_bags(features, rois, levels, scales, self.output_size[0], points)

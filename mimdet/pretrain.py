@@ -87,7 +87,8 @@ def crop_by_matrices(
     alike = {}
     for n, picture in enumerate(pictures): alike.setdefault(picture.shape, []).append(n)
     for where in alike.values():
-        crops[send(torch.tensor(where), crops.device)] = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
+        alike_crops = _crop_alike(torch.stack([pictures[n] for n in where]), boxes[where], side)
+        crops[send(torch.tensor(where), crops.device)] = alike_crops
     return crops
 
 def _crop_alike(pictures, boxes, side):

@@ -171,7 +171,8 @@ def _proposals(r):
         head=_call(f'{prefix}.proposal_generator.StandardRPNHead', in_channels=r.channels, num_anchors=3, conv_dims=[-1]*r.rpn_convs),
         anchor_generator=_call(f'{prefix}.anchor_generator.DefaultAnchorGenerator', sizes=[[a] for a in r.anchors],
                                aspect_ratios=[0.5, 1., 2.], strides=[4*2**i for i in range(len(levels))], offset=0.),
-        anchor_matcher=_call('mimdet.regions.Matcher', thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True),
+        anchor_matcher=_call('mimdet.regions.Matcher', thresholds=[0.3, 0.7], labels=[0, -1, 1],
+                             allow_low_quality_matches=True),
         box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[1., 1., 1., 1.]),
         batch_size_per_image=256, positive_fraction=0.5,
         pre_nms_topk=[r.proposals[0], min(r.proposals[0], 1000)], post_nms_topk=[r.proposals[1]]*2, nms_thresh=0.7)
@@ -182,7 +183,8 @@ def _heads(r):
     shape = lambda channels, **sides: _call('detectron2.layers.ShapeSpec', channels=channels, **sides)
     pooler = lambda side: _call('mimdet.detector.FullPrecisionPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
         sampling_ratio=r.pool_samples, pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
-    return _call('mimdet.regions.StandardROIHeads', num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
+    return _call('mimdet.regions.StandardROIHeads',
+        num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
         proposal_matcher=_call('mimdet.regions.Matcher', thresholds=[0.5], labels=[0, 1]),
         box_in_features=levels, box_pooler=pooler(7),
         box_head=_call(f'{prefix}.roi_heads.FastRCNNConvFCHead', input_shape=shape(r.channels, height=7, width=7),
@@ -212,7 +214,8 @@ def to_config(
         data=dict(train='coco_2017_train', val='coco_2017_val', batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path='', parts='all'),
-        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto', accumulate=1, compile='', fp16_compression=True, ema=0.,
+        train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto',
+                   accumulate=1, compile='', fp16_compression=True, ema=0.,
                    eval_period=r.in_iterations(1), checkpoint_period=max(1, r.iterations//10), log_period=20),
     ))
 
@@ -282,7 +285,7 @@ PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parame
 
 EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
     'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
-    'activation checkpointing, which changes no result, is on only where the memory asks for it; the authors always had it',
+    'activation checkpointing, which changes no result, is on only where memory asks for it; the authors always had it',
     'batch normalisation is synchronised with several processes and plain with one; the authors always had several',
 )
 PECULIAR = dict( # ... and where a design's own code differs from the paper

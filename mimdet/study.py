@@ -43,10 +43,11 @@ KEYS = dict(
     data={'options', 'train', 'val', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
     model={'recipe', 'pretrain', 'initialisation', 'seeds', 'changes', 'overrides', 'gpus'},
     evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles', 'variance', 'agreement_ratios'},
-    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench'}, tables={'main', 'ratio', 'ablations'},
+    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench'},
+    tables={'main', 'ratio', 'ablations'},
     cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch', 'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
-    bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height', 'training_width', 'precisions',
-           'pretraining', 'evaluation', 'start_up', 'compiled', 'rounds', 'device'},
+    bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height',
+           'training_width', 'precisions', 'pretraining', 'evaluation', 'start_up', 'compiled', 'rounds', 'device'},
     main={'published', 'model'}, ablations={'study', 'variant', 'model'},
     study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads', 'gpu_share'})
 
@@ -66,7 +67,8 @@ def check_keys(plain, where):
     "Check a whole profile, and put in the sections that it leaves out."
     check_section(plain, 'study', where)
     for part in KEYS['study']: plain[part] = plain.get(part) or {}
-    for part in ('data', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads'): check_section(plain[part], part, f'{where}: {part}')
+    for part in ('data', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads'):
+        check_section(plain[part], part, f'{where}: {part}')
     for key, section in plain['pretrain'].items(): check_section(section, 'pretrain', f'{where}: pretrain.{key}')
     for table in ('main', 'ablations'):
         for row in plain['tables'].get(table) or []:
@@ -159,7 +161,8 @@ class Study:
     @cached_property
     def jobs(self):
         "{name: Job} in an order in which they can run."
-        runs = {job.name: job for stage in (data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs, bench_jobs) for job in stage(self)}
+        stages = data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs, bench_jobs
+        runs = {job.name: job for stage in stages for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
 # %% ../nbs/23_study.ipynb #11-5bf0d8b4
@@ -216,7 +219,8 @@ FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
     'table_main': ('table', 'main'), 'table_ratio': ('table', 'ratio'), 'table_ablations': ('table', 'ablations'), 'table_cost': ('table', 'cost'),
     'table_sampling': ('table', 'ratio and cost'), 'claims': ('table', 'ratio and ablations'), 'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'), 'ap_by_size': ('figure', 'ratio'),
     'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'main'), 'predictions': ('figure', 'examples'), 'what_it_sees': ('figure', 'examples'),
-    'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'), 'cost_over_ratio': ('figure', 'cost'), 'table_bench': ('table', 'bench'), 'speed': ('figure', 'bench'),
+    'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'), 'cost_over_ratio': ('figure', 'cost'),
+    'table_bench': ('table', 'bench'), 'speed': ('figure', 'bench'),
 }
 FILES = dict(table=('csv', 'md', 'tex'), figure=('png', 'svg'))
 DRAWN_BY = tuple(f'mimdet/{part}.py' for part in ('results', 'plots', 'claims')) # with another of these, all are drawn again

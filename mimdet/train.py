@@ -178,7 +178,8 @@ def train(
     if comm.is_main_process() and changes: print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
     torch.manual_seed(cfg.train.seed)
     decided = with_checkpointing(cfg, device, comm.get_world_size())
-    if comm.is_main_process() and decided != cfg: print(f'activation checkpointing: {decided.model.backbone.bottom_up.checkpointing}', flush=True)
+    if comm.is_main_process() and decided != cfg:
+        print(f'activation checkpointing: {decided.model.backbone.bottom_up.checkpointing}', flush=True)
     model = build(decided).to(device)
     synchronise(model)
     if cfg.train.compile: compile_parts(model, cfg.train.compile)
