@@ -12,7 +12,6 @@ import gc, importlib, subprocess, sys, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf

@@ -21,7 +21,7 @@ from .detector import build, compile_parts, evaluating, precision
 from .engine import Trainer, pick_device
 from .evaluate import ratio_of, sampling
 from .recipes import Recipe, recipe as recipe_named, to_config
-from .train import optimizer_for, with_checkpointing
+from .train import largest_image, optimizer_for, with_checkpointing
 
 # %% ../nbs/20_cost.ipynb #05-a2eb78ae
 def image_size(
@@ -30,7 +30,8 @@ def image_size(
     width:int=0,  # likewise
 )->tuple:         # height and width in pixels
     "The size asked for, else the largest image that a recipe trains on; a recipe for squares takes its square."
-    return (r.square, r.square) if r.square else (height or max(r.short_edges), width or r.max_size)
+    largest = largest_image(r)
+    return largest if r.square else (height or largest[0], width or largest[1])
 
 def synthetic_batch(
     count:int,     # images

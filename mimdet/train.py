@@ -77,7 +77,7 @@ def with_classes(
 BYTES_PER_TOKEN, BYTES_PER_PIXEL, BYTES_PER_PARAMETER, FILLED = 37, 1700, 16, 0.8
 
 def largest_image(
-    data, # the configuration's `data` section
+    data, # the configuration's `data` section, or a `Recipe`
 )->tuple: # height and width in pixels
     "The largest image that a training sees."
     return (data.square, data.square) if data.square else (max(data.short_edges), data.max_size)
