@@ -73,6 +73,8 @@ def mimdet_data(
     colour:float=0.3,     # colour jitter: 0 none to 1 shape alone tells the class
     seed:int=0,           # which of the many data sets with these options
     format:str='jpg',     # jpg or png
+    scene:str='busy',     # busy, or clear: backgrounds of one colour, objects without texture
+    unlabelled:int=0,     # images without annotations, to pre-train on
     workers:int=1,        # processes that draw
     sheet:bool=False,     # also write OUT/SPLIT_sheet.png, to look at
     overwrite:bool=False, # replace an Emoji-COCO that is there
@@ -81,8 +83,8 @@ def mimdet_data(
     from mimdet.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,
                          min_count=min_count, max_count=max_count, rotation=rotation, colour=colour, seed=seed,
-                         format=format)
-    made = make_dataset(out, scenes, workers, overwrite, train=train, val=val)
+                         format=format, scene=scene)
+    made = make_dataset(out, scenes, workers, overwrite, train=train, val=val, unlabelled=unlabelled)
     for split, entry in made.items():
         print(f"{entry['json']}: {entry['count']} images, {entry['annotations']} objects, sha256 {entry['sha256']}")
         if not sheet: continue
