@@ -212,7 +212,7 @@ def pretrain(
     warmup:int=50,        # iterations of linear warm-up
     weight_decay:float=0.05,
     mask_ratio:float=0.75,# share of hidden patches
-    least:float=0.2,      # smallest share of an image's area that a crop shows
+    least:float=0.2,      # smallest share of an image's area that a crop shows; 1: the whole of a square image
     decoder_depth:int=0,  # blocks of the decoder; 0: as `autoencoder` has them
     seed:int=0,           # of everything random
     device:str='auto',    # cpu, cuda, ...
@@ -237,8 +237,8 @@ def pretrain(
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
-    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, steps//5),
-                 resume=resume, identity=identity, scaled=precision('auto', device) == torch.float16,
+    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, min(steps//5, 500)),
+                 log_period=max(20, steps//400), resume=resume, identity=identity, scaled=precision('auto', device) == torch.float16,
                  name_batch=lambda batch: batch[1].tolist())
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict())), path)
