@@ -104,6 +104,7 @@ class BenchmarkingViT(Backbone):
         window_size:int=16,       # side of a window in tokens
         drop_path:float=0.1,      # stochastic depth of the last block
         checkpointing=False,      # compute blocks again in the backward pass: less memory, more time
+        train_positions:bool=False, # let the position embedding learn, as the authors do
     ):
         super().__init__()
         if depth % 4: raise MimdetError(f'{depth=} must be a multiple of 4: each quarter of the blocks makes a level')
@@ -111,7 +112,7 @@ class BenchmarkingViT(Backbone):
         side = img_size//STRIDE
         self.img_size, self.checkpointing = img_size, checkpointing is True # training decides what `auto` means
         self.patch_embed = PatchEmbed(img_size, STRIDE, 3, dim)
-        self.pos_embed = nn.Parameter(sincos_positions(dim, side, side).roll(dim//2, 1)[None], requires_grad=False) # rows first
+        self.pos_embed = nn.Parameter(sincos_positions(dim, side, side).roll(dim//2, 1)[None], requires_grad=train_positions) # rows first
         self.blocks = blocks(dim, depth, heads, 1e-6, drop_path, WindowBlock)
         self.windowed_rel_pos_bias = RelativePositionBias(window_size, heads)
         self.global_rel_pos_bias = RelativePositionBias(side, heads)

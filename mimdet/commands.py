@@ -109,11 +109,23 @@ def mimdet_pretrain(
     workers:int=0,        # loading processes, for images that are not in memory
     memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
     resume:bool=False,    # go on from the output folder's checkpoint
+    least:float=0.2,      # smallest share of an image's area that a crop shows; 1: the whole of a square image
+    stem_steps:int=None,  # iterations that fit a stem to the autoencoder; default: as many as --steps, 1000 at most; 0: no stem
+    stem_batch:int=256,   # images to each of them
+    stem_for:str='',      # pre-train nothing: fit a stem to this full MAE file, and write both to the output folder
 ):
-    "Pre-train a masked autoencoder on a folder of images."
-    from mimdet.pretrain import pretrain
+    "Pre-train a masked autoencoder on a folder of images, and fit a stem to it."
+    from mimdet.pretrain import add_stem, pretrain
+    if stem_for:
+        if stem_steps is None: stem_steps = 1000
+        if stem_steps < 1: raise MimdetError(f'--stem-steps {stem_steps}: --stem-for needs some')
+        out = add_stem(stem_for, images, output, steps=stem_steps, batch=stem_batch, least=least, seed=seed, device=device,
+                       memory_mb=memory_mb, resume=resume)
+        return print(f"{out['path']}: the stem's tokens are off by {out['error']:.1%} of their variance; the autoencoder's "
+                     f"loss is {out['loss']:.4f}, with the stem {out['loss_with_stem']:.4f}; sha256 {out['sha256']}")
     out = pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
-                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb, resume=resume)
+                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb, resume=resume,
+                   least=least, stem_steps=stem_steps, stem_batch=stem_batch)
     print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")
 
 # %% ../nbs/25_commands.ipynb #19-c85cd047
@@ -144,6 +156,7 @@ def mimdet_train(
     epochs:float=0,      # passes over the data; 0: the recipe's
     batch:int=0,         # images a step; 0: the recipe's; iterations and learning rate follow
     mae:str='',          # full MAE file to start from
+    first:int=0,         # train on the first images only; 0: on all
     init:str='',         # detector to start from
     allow_partial:bool=False, # take from these files what fits, and keep the rest as it is
     seed:int=None,       # of everything random; default: the configuration's, 0
@@ -163,8 +176,10 @@ def mimdet_train(
     if eval_only and output and not init and Path(output, 'config.yaml').is_file(): config = f'{output}/config.yaml'
     changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
     if dataset and not is_file(config):
-        changes |= dict(images=check_dataset(*parse_dataset(dataset), files=False)['images'])
+        there = check_dataset(*parse_dataset(dataset), files=False)['images']
+        changes |= dict(images=min(there, first or there))
     cfg = read_config(config, **changes)
+    if first: cfg.data.first = first
     options = dict(output_dir=output or None, seed=seed, device=device or None,
                    init_checkpoint=init or None, allow_partial=allow_partial or None)
     for key, value in options.items():

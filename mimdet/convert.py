@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .core import MimdetError, atomic_path, sha256
-from .pretrained import check_finite, describe, file_format, naming, published_names, read_weights, save_weights, table, to_transformers
+from .pretrained import STEM, check_finite, describe, file_format, naming, published_names, read_weights, save_weights, table, to_transformers
 
 # %% ../nbs/19_convert.ipynb #05-6a5c7476
 NAMES = ('published', 'timm', 'transformers')
@@ -27,7 +27,7 @@ def renamed(
     found = describe(weights)
     if not found.kind.startswith('mae'): raise MimdetError(f'{names} has no names for this: it holds {found}; only masked autoencoders can be renamed')
     if names == 'transformers': return to_transformers(weights), []
-    left_out = [name for name in weights if name.startswith(('decoder_', 'mask_token'))]
+    left_out = [name for name in weights if name.startswith(('decoder_', 'mask_token', STEM))]
     return {name: value for name, value in weights.items() if name not in left_out}, left_out
 
 # %% ../nbs/19_convert.ipynb #08-bf7e34c7

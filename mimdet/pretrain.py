@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'ASPECTS', 'uniform', 'crop_boxes', 'resize_weights', 'crop_by_matrices', 'crop_one_by_one', 'decoded_bytes',
-           'read_picture', 'read_pictures', 'Crops', 'Pretraining', 'pretrain', 'autoencoder', 'reconstructions',
-           'painted', 'as_examples', 'load_autoencoder', 'completed']
+           'read_picture', 'read_pictures', 'Crops', 'Pretraining', 'StemFitting', 'fit_stem', 'stem_names',
+           'stem_effect', 'pretrain', 'autoencoder', 'reconstructions', 'painted', 'as_examples', 'load_autoencoder',
+           'completed', 'add_stem']
 
 # %% ../nbs/13_pretrain.ipynb #02-151b54f2
-import re, time
+import hashlib, re, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -22,10 +23,11 @@ from .core import MimdetError, config_hash, rng_for, seed_for, sha256
 from .data import Loader, image_errors, list_images, png_text, read_image
 from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
-from .pretrained import read_weights, save_weights
+from .pretrained import STEM, check_finite, describe, published_names, read_weights, save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
 from .sampler import STRIDE, put, send, take
-from .vit import MaskedAutoencoder, Reconstruction, mae_names, normalised_patches, patchify, unpatchify
+from .stem import ConvStem
+from .vit import MaskedAutoencoder, Reconstruction, embed_patches, mae_names, normalised_patches, patchify, unpatchify
 
 # %% ../nbs/13_pretrain.ipynb #1ecd5aa6
 def uniform(
@@ -190,16 +192,91 @@ class Pretraining(nn.Module):
     def normalise(self, patches): # (..., 768) pixels
         return torch.addcmul(-self.mean/self.std, patches.float(), 1/self.std)
 
-    def reconstruct(self, crops, draws):
+    def reconstruct(self, crops, draws, tokens=None): # tokens: (B, N, dim) in place of the encoder's own
         patches = crops.shape[2]*crops.shape[3]//STRIDE**2
         noise = torch.from_numpy(uniform(seed_for('mae noise', self.seed), draws, patches))
-        return self.mae(send(crops, self.mean.device), noise, self.mask_ratio, self.normalise)
+        return self.mae(send(crops, self.mean.device), noise, self.mask_ratio, self.normalise, tokens)
 
     def forward(self, batch):
         device = self.mean.device
         dtype = precision('auto', device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return dict(loss=self.reconstruct(*batch).loss)
+
+# %% ../nbs/13_pretrain.ipynb #a1f3c0de02
+class StemFitting(nn.Module):
+    "The error of a stem's tokens, as a share of the variance of an autoencoder's."
+    def __init__(self,
+        model:Pretraining, # whose patch embedding is to be matched; left as it is
+        stem:ConvStem=None,# default: a new one
+    ):
+        super().__init__()
+        self.target = [model] # in a list: no part of what is trained and saved
+        self.stem = stem or ConvStem(model.mae.encoder.pos_embed.shape[-1])
+
+    def tokens(self, crops): # (B, 3, H, W) uint8
+        "What the stem and the autoencoder make of images: both (B, N, dim)."
+        model, = self.target
+        patches = model.normalise(patchify(send(crops, model.mean.device)))
+        images = unpatchify(patches, [side//STRIDE for side in crops.shape[-2:]])
+        with torch.no_grad(): wanted = embed_patches(model.mae.encoder.patch_embed, patches).float()
+        return self.stem(images).features.flatten(2).mT.float(), wanted
+
+    def forward(self, batch):
+        device = self.target[0].mean.device
+        dtype = precision('auto', device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            given, wanted = self.tokens(batch[0])
+        return dict(loss=F.mse_loss(given, wanted)/wanted.var())
+
+def fit_stem(
+    model:Pretraining,  # with the autoencoder
+    crops:Crops,        # images
+    output,             # output folder
+    *,
+    steps:int=1000,     # iterations
+    batch:int=256,      # images a step
+    lr:float=4e-3,      # largest learning rate, after three tenths of the steps
+    seed:int=0,         # of the initialisation
+    resume:bool=False,  # go on from the output folder's checkpoint
+)->ConvStem:
+    "Fit a convolutional stem to an autoencoder's patch tokens. Raises `MimdetError` as `fit` does."
+    device = model.mean.device
+    torch.manual_seed(seed)
+    fitting = StemFitting(model).to(device)
+    optimizer = torch.optim.AdamW(fitting.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    schedule = lr_schedule(optimizer, 'cosine', steps, warmup=round(0.3*steps))
+    dtype = precision('auto', device)
+    identity = dict(steps=steps, batch=batch, lr=lr, seed=seed, patches=_fingerprint(model.mae.encoder.patch_embed))
+    fit(fitting, optimizer, schedule, lambda done: _batches(crops, batch, done, steps, 0), steps, output, seed=seed,
+        period=max(1, steps//5), resume=resume, identity=identity, scaled=dtype == torch.float16,
+        name_batch=lambda batch: batch[1].tolist())
+    return fitting.stem.eval()
+
+def _fingerprint(module):
+    values = module.state_dict().values()
+    return hashlib.sha256(b''.join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
+
+def stem_names(
+    stem, # a `ConvStem`, or None
+)->dict:
+    "A stem's weights under the names that they have in an autoencoder's file."
+    return {STEM + name: value for name, value in stem.state_dict().items()} if stem else {}
+
+# %% ../nbs/13_pretrain.ipynb #a1f3c0de04
+@torch.no_grad()
+def stem_effect(
+    model:Pretraining, # with the autoencoder
+    stem:ConvStem,     # fitted to it
+    crops:Crops,       # images
+    draws,             # positions in the stream
+)->dict:               # error: share of the tokens' variance; loss, loss_with_stem: of the autoencoder
+    "How well a stem takes the place of an autoencoder's patch embedding."
+    pixels, draws = crops[draws]
+    given, wanted = StemFitting(model, stem).tokens(pixels)
+    return dict(error=(F.mse_loss(given, wanted)/wanted.var()).item(),
+                loss=model.reconstruct(pixels, draws).loss.item(),
+                loss_with_stem=model.reconstruct(pixels, draws, given).loss.item())
 
 # %% ../nbs/13_pretrain.ipynb #09-dd49afdc
 def pretrain(
@@ -219,11 +296,13 @@ def pretrain(
     workers:int=0,        # loading processes, for images that are not in memory
     memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
     resume:bool=False,    # go on from the output folder's checkpoint
-)->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, crops, device
+    stem_steps:int=None,  # iterations that fit a stem to the autoencoder; default: as many as `steps`, 1,000 at most
+    stem_batch:int=256,   # images to each of them
+)->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, stem, crops, device
     "Pre-train a masked autoencoder; writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."
     decoder_depth = decoder_depth or _decoder_depth(size)
     settings = {k: v for k, v in locals().items()
-                if k not in ('images', 'output', 'device', 'workers', 'memory_mb', 'resume')}
+                if k not in ('images', 'output', 'device', 'workers', 'memory_mb', 'resume', 'stem_steps', 'stem_batch')}
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
     started, device = time.time(), pick_device(device)
     torch.manual_seed(seed)
@@ -240,10 +319,13 @@ def pretrain(
     before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, min(steps//5, 500)),
                  log_period=max(20, steps//400), resume=resume, identity=identity, scaled=precision('auto', device) == torch.float16,
                  name_batch=lambda batch: batch[1].tolist())
+    stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
+    fitted = fit_stem(model, crops, f'{output}/stem', seed=seed, resume=resume, **stem) if stem['steps'] else None
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
-    save_weights(dict(model=mae_names(mae.state_dict())), path)
+    save_weights(dict(model=mae_names(mae.state_dict()) | stem_names(fitted)), path)
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch),
-                settings=settings, model=model, crops=crops, device=device)
+                settings=settings | {f'stem_{k}': v for k, v in stem.items()},
+                model=model, stem=fitted, crops=crops, device=device)
 
 def _batches(crops, batch, done, steps, workers):
     "The stream from step `done` on, a batch of `crops` at a time."
@@ -307,8 +389,8 @@ def load_autoencoder(
     path,            # a full MAE file under published names
     size:str='tiny', # tiny, small, base or large
 )->Pretraining:
-    "The masked autoencoder of a file. Raises `MimdetError` if it is of another size or not complete."
-    weights = read_weights(path)
+    "The masked autoencoder of a file, without its stem. Raises `MimdetError` if it is of another size or not complete."
+    weights = {k: v for k, v in published_names(read_weights(path)).items() if not k.startswith(STEM)}
     mae, _ = autoencoder(size, sum(bool(re.fullmatch(r'decoder_blocks\.\d+\.norm1\.weight', k)) for k in weights))
     own = dict(zip(mae_names(mae.state_dict()), mae.state_dict()))
     try: mae.load_state_dict({own.get(k, k): v for k, v in weights.items()})
@@ -326,3 +408,34 @@ def completed(
     count = pixels.shape[0]*pixels.shape[1]//STRIDE**2
     noise = torch.ones(1, count).scatter(1, torch.tensor([[*kept]]), 0.)
     return painted(model, images, model.mae(images, noise, 1 - min(1., (len(kept) + .5)/count), model.normalise))[0]
+
+# %% ../nbs/13_pretrain.ipynb #a1f3c0de06
+def add_stem(
+    source,               # a full MAE file under published or transformers' names; left as it is
+    images,               # folder of images
+    output,               # output folder; gets mae_full.pth
+    *,
+    steps:int=1000,       # iterations
+    batch:int=256,        # images a step
+    least:float=0.2,      # smallest share of an image's area that a crop shows; 1: the whole of a square image
+    seed:int=0,           # of everything random
+    device:str='auto',    # cpu, cuda, ...
+    memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
+    resume:bool=False,    # go on from the output folder's checkpoint
+)->dict:                  # path and SHA-256 of the new file, and `stem_effect` on images of the stream's next step
+    "Fit a stem to an autoencoder's patch tokens and write both. Raises `MimdetError` for a file of another kind or size."
+    weights, path = published_names(read_weights(source)), Path(output)/'mae_full.pth'
+    check_finite(weights, source)
+    found = describe(weights)
+    if found.kind != 'mae-full' or found.size not in SIZES:
+        raise MimdetError(f'{source}: a stem is fitted to a full MAE of size {", ".join(SIZES)}; this is {found}')
+    if path.exists() and path.samefile(source): raise MimdetError(f'{path} is the file to start from: choose another output folder')
+    device = pick_device(device)
+    model = load_autoencoder(source, found.size).to(device)
+    crops = Crops(images, recipe(f'mimdet_{found.size}_v1_sr0.5_3x').img_size, seed, least, memory_mb, device)
+    stem = fit_stem(model, crops, f'{output}/stem', steps=steps, batch=batch, seed=seed, resume=resume)
+    autoencoder = {name: value for name, value in weights.items() if not name.startswith(STEM)}
+    save_weights(dict(model=autoencoder | stem_names(stem)), path)
+    return dict(path=str(path), sha256=sha256(path), **stem_effect(model, stem, crops, _after(steps, batch)))
+
+def _after(steps, batch): return range(steps*batch, (steps + 1)*batch)

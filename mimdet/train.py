@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BYTES_PER_TOKEN', 'BYTES_PER_PIXEL', 'BYTES_PER_PARAMETER', 'FILLED', 'SECTIONS', 'parameter_groups', 'optimizer_for',
            'with_classes', 'largest_image', 'training_memory', 'memory_of', 'with_checkpointing', 'identity',
-           'changes_of', 'start_from', 'evaluation_hooks', 'validation_set', 'what_is_in', 'train', 'is_file',
-           'read_config', 'completed', 'launch_training', 'train_on']
+           'changes_of', 'start_from', 'evaluation_hooks', 'validation_set', 'training_records', 'what_is_in', 'train',
+           'is_file', 'read_config', 'completed', 'launch_training', 'train_on']
 
 # %% ../nbs/15_train.ipynb #02-1855f758
 import logging, math, time
@@ -26,34 +26,41 @@ from .detector import build, compile_parts, precision, synchronise
 from .engine import Evaluation, MovingAverage, fit, launch, lr_schedule, pick_device, process_group, under_launcher
 from .evaluate import check_classes, evaluate, format_rows, with_coco_names
 from .pretrained import load_detector, load_mae, save_weights
-from .recipes import RECIPES, config, differences, nearest
+from .recipes import DECODER_RATES, RECIPES, config, differences, nearest
 from .sampler import grid_shape
 
 # %% ../nbs/15_train.ipynb #05-778da1fa
 def parameter_groups(
     model,              # a `Detector` with a `MIMDetBackbone`
     lr:float,           # the stem's learning rate
-    lr_factor:float,    # encoder: lr / factor; decoder, pyramid and heads: lr * factor
+    lr_factor:float,    # encoder: lr / factor; pyramid and heads: lr * factor
     weight_decay:float, # of parameters with more than one dimension
+    decoder_rate:str='rest', # the decoder learns like the pyramid and heads, as in the paper, or like the 'encoder'
 )->list:                # of dictionaries for a torch optimizer, in a fixed order
     "MIMDet's learning-rate groups (paper, section 4)."
     rates = dict(rest=lr*lr_factor, stem=lr, encoder=lr/lr_factor)
     groups = {(part, decay): dict(params=[], lr=rate, weight_decay=decay) for part, rate in rates.items() for decay in (weight_decay, 0.)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad: continue
-        part = 'stem' if '.encoder.patch_embed.' in name else 'encoder' if '.encoder.' in name else 'rest'
+        part = decoder_rate if _is_pretrained_decoder(name) else 'rest'
+        if '.encoder.' in name: part = 'stem' if '.encoder.patch_embed.' in name else 'encoder'
         groups[part, weight_decay if parameter.ndim > 1 else 0.]['params'].append(parameter)
     return list(groups.values())
+
+def _is_pretrained_decoder(name): return '.decoder.' in name and '.conv_feat_proj.' not in name # which no autoencoder has
 
 def optimizer_for(
     model,    # a `Detector`
     settings, # the configuration's `optimizer` section
 )->torch.optim.AdamW:
     "AdamW with the learning rates of MIMDet, or of the baseline."
-    if settings.groups == 'mimdet': groups = parameter_groups(model, settings.lr, settings.lr_factor, settings.weight_decay)
+    if settings.groups == 'mimdet':
+        if settings.decoder_rate not in DECODER_RATES:
+            raise MimdetError(f'unknown optimizer.decoder_rate={settings.decoder_rate!r}; there are {", ".join(DECODER_RATES)}')
+        groups = parameter_groups(model, settings.lr, settings.lr_factor, settings.weight_decay, settings.decoder_rate)
     elif settings.groups == 'benchmarking':
         decay = dict(weight_decay=settings.weight_decay, weight_decay_norm=0.)
-        own = dict(relative_position_bias_table=dict(weight_decay=0.))
+        own = dict.fromkeys(('relative_position_bias_table', 'pos_embed'), dict(weight_decay=0.))
         groups = get_default_optimizer_params(model, base_lr=settings.lr, **decay, overrides=own)
     else: raise MimdetError(f"unknown optimizer.groups={settings.groups!r}; there are 'mimdet', 'benchmarking'")
     if len(settings.betas) != 2: raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers')
@@ -139,7 +146,9 @@ def changes_of(
 def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
-    if cfg.mae_checkpoint.path: reports.append(load_mae(model.backbone.bottom_up, cfg.mae_checkpoint.path, partial, cfg.mae_checkpoint.parts))
+    if cfg.mae_checkpoint.path: 
+        reports.append(load_mae(model.backbone.bottom_up, cfg.mae_checkpoint.path, partial,
+                                cfg.mae_checkpoint.parts, cfg.mae_checkpoint.stem))
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
     return reports
 
@@ -158,6 +167,16 @@ def validation_set(cfg)->DatasetInfo:
     info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val))
     check_classes(cfg, info)
     return info
+
+def training_records(
+    data,             # the configuration's `data` section
+    info:DatasetInfo, # registered data set
+)->list:
+    "The images to train on. Raises `MimdetError` if more are asked for than there are."
+    if not 0 <= data.first <= len(info.records):
+        raise MimdetError(f'data.first={data.first}: {info.json} has {len(info.records)} images; 0 takes all')
+    records = info.records[:data.first or None]
+    return filter_images_with_only_crowd_annotations(records) if data.filter_empty else records
 
 def what_is_in(batch)->list:
     "The images of a batch, to find them again."
@@ -189,7 +208,7 @@ def train(
     steps = cfg.schedule
     schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
     mapper = TrainMapper(train_augmentation_of(cfg.data), info.masks)
-    records = filter_images_with_only_crowd_annotations(info.records) if cfg.data.filter_empty else info.records
+    records = training_records(cfg.data, info)
     loader = lambda done: train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done, rank=comm.get_rank(),
                                        world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=cfg.data.workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []

@@ -308,13 +308,15 @@ class MaskedAutoencoder(nn.Module):
         noise,                # (B, N): the patches with the least are seen
         mask_ratio:float=.75, # share of hidden patches
         normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are normalised
+        tokens=None,          # (B, N, dim) of all patches; None: by the encoder's own embedding
     )->Reconstruction:
         grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
         keep, hidden = (send(tokens, images.device) for tokens in _split(noise.cpu(), 1 - mask_ratio))
         patches = patchify(images)
         visible, target = take(patches, keep), take(patches, hidden)
         if normalise: visible, target = normalise(visible), normalise(target)
-        seen = self.encoder.see(embed_patches(self.encoder.patch_embed, visible), grid, keep)
+        visible = embed_patches(self.encoder.patch_embed, visible) if tokens is None else take(tokens, keep)
+        seen = self.encoder.see(visible, grid, keep)
         decoded = self.decoder(seen, keep, grid, features=None)
         prediction = self.decoder_pred(take(decoded, hidden))
         loss = F.mse_loss(prediction.to(target.dtype), standardised(target))

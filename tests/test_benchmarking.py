@@ -7,7 +7,8 @@ from detectron2.utils.events import EventStorage
 from mimdet.benchmarking import BenchmarkingViT, RelativePositionBias
 from mimdet.core import MimdetError
 from mimdet.detector import build
-from mimdet.recipes import config
+from mimdet.recipes import RECIPES, config
+from mimdet.train import optimizer_for
 
 TINY = dict(dim=32, depth=4, heads=2, img_size=128, window_size=4, drop_path=0.)
 
@@ -79,6 +80,17 @@ def test_each_option_does_something():
     base = outputs()
     for change in (dict(window_size=2), dict(drop_path=0.5), dict(depth=4), dict(heads=4)): assert not torch.equal(base, outputs(**change)), change
     assert torch.equal(base, outputs(checkpointing=True))
+
+@pytest.mark.parametrize('learns', [False, True])
+def test_positions_learn_if_asked_to_and_never_decay(learns):
+    cfg = config('benchmarking_tiny_25ep', train_positions=learns)
+    model = build(cfg)
+    positions = model.backbone.bottom_up.pos_embed
+    groups = [g for g in optimizer_for(model, cfg.optimizer).param_groups if any(p is positions for p in g['params'])]
+    assert positions.requires_grad == learns and [g['weight_decay'] for g in groups] == [0.]*learns
+
+def test_positions_learn_in_the_published_rows():
+    assert all(r.train_positions == (r.backbone == 'benchmarking') for r in RECIPES.values())
 
 def test_checkpointing_saves_activations_in_training_only():
     def saved(training, **options):

@@ -11,8 +11,11 @@ from mimdet.commands import mimdet_evaluate, mimdet_models, mimdet_predict, mimd
 from mimdet.core import sha256
 from mimdet.detector import build
 from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
+from mimdet.pretrain import autoencoder
+from mimdet.pretrained import read_weights, save_weights
 from mimdet.recipes import config, names
 from mimdet.train import read_config
+from mimdet.vit import mae_names
 
 def complaint(done):
     "The one line of a command that failed as it should."
@@ -160,12 +163,31 @@ def test_predict_bad_input(call, trained, tmp_path):
     assert not (tmp_path/'out'/'predictions.json').exists()
 
 def test_pretrain(call, emoji, tmp_path):
-    done = call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'mae', '--steps', 2, '--batch', 2, '--warmup', 1)
+    done = call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'mae', '--steps', 2, '--batch', 2, '--warmup', 1, '--stem-batch', 4)
     assert done.returncode == 0, done.stderr
     done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', tmp_path/'out', '--mae', tmp_path/'mae'/'mae_full.pth')
     assert done.returncode == 0, done.stderr
-    assert 'box AP' in done.stdout and 'dropped' in done.stdout
+    assert 'box AP' in done.stdout and 'dropped' in done.stdout and 'fitted' in done.stdout
     assert 'no images here' in complaint(call(mimdet_pretrain, tmp_path, '--output', tmp_path/'none'))
+
+def test_a_stem_for_a_file_that_is_there(call, emoji, tmp_path):
+    save_weights(dict(model=mae_names(autoencoder('tiny')[0].state_dict())), tmp_path/'mae.pth')
+    before = (tmp_path/'mae.pth').read_bytes()
+    fit = lambda *options: call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'stem', '--stem-batch', 4, *options)
+    done = fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 2)
+    assert done.returncode == 0 and 'of their variance' in done.stdout and (tmp_path/'mae.pth').read_bytes() == before
+    assert any(name.startswith('stem.') for name in read_weights(tmp_path/'stem/mae_full.pth'))
+    assert 'needs some' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
+    save_weights(dict(model=dict(x=torch.zeros(1))), tmp_path/'other.pth')
+    assert 'a stem is fitted to a full MAE' in complaint(fit('--stem-for', tmp_path/'other.pth'))
+
+@pytest.mark.parametrize('first', [1, 3])
+def test_the_first_images(call, emoji, tmp_path, first):
+    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--first', first, '--batch', 1, '--epochs', 1)
+    assert done.returncode == 0, done.stderr
+    cfg = OmegaConf.load(tmp_path/'out/config.yaml')
+    assert cfg.data.first == first and cfg.schedule.iterations == first
+    assert 'has 16 images' in complaint(call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'wrong', 'data.first=17'))
 
 def test_boxes_without_masks(call, emoji, tmp_path):
     "Annotations without outlines train a detector of boxes, which is evaluated and predicts as such."

@@ -1,5 +1,5 @@
 """Emoji-COCO: the same bytes again, masks, boxes and areas that agree, options that do something, complaints in one line."""
-import hashlib, subprocess, sys
+import hashlib, json, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -79,7 +79,7 @@ def test_every_graphic_is_there_and_not_empty():
     for code in codes: assert np.ptp(emoji.glyph(code).outline, axis=0).max() > 40
 
 @pytest.mark.parametrize('change', [dict(categories=11), dict(categories=('cat', 'dog')), dict(size=100), dict(size=(128, 96)), dict(min_object=40), dict(max_object=90),
-                                    dict(min_count=6), dict(max_count=1), dict(rotation=0), dict(colour=0), dict(colour=1), dict(seed=1)], ids=str)
+                                    dict(min_count=6), dict(max_count=1), dict(rotation=0), dict(colour=0), dict(colour=1), dict(seed=1), dict(scene='clear')], ids=str)
 def test_each_option_changes_the_scenes(change):
     one, other = EmojiConfig(), replace(EmojiConfig(), **change)
     assert any(make_scene(one, 'train', n).pixels.tobytes() != make_scene(other, 'train', n).pixels.tobytes() for n in range(5))
@@ -105,9 +105,44 @@ def test_sides_may_differ(tmp_path):
     (dict(categories=0), 'choose 1 to 66'), (dict(categories=67), 'choose 1 to 66'), (dict(categories=('cta',)), "did you mean 'cat'"), (dict(categories=()), 'at least one'),
     (dict(size=8), 'size'), (dict(size=(128, 8)), 'size'), (dict(min_object=2), 'min_object'), (dict(max_object=10), 'max_object'), (dict(max_object=200), 'max_object'),
     (dict(min_count=-1), 'min_count'), (dict(max_count=0), 'max_count'), (dict(min_count=7), 'max_count'), (dict(rotation=-1), 'rotation'), (dict(colour=1.5), 'colour'),
-    (dict(colour=float('nan')), 'colour'), (dict(format='gif'), 'format')], ids=str)
+    (dict(colour=float('nan')), 'colour'), (dict(format='gif'), 'format'), (dict(scene='dark'), 'scene')], ids=str)
 def test_options_out_of_range(change, complaint):
     with pytest.raises(MimdetError, match=complaint): EmojiConfig(**change)
+
+@pytest.mark.parametrize('config, digest', [(EmojiConfig(), '6eb3eefe5cabaf84'), (EmojiConfig(categories=66, colour=1, seed=3), '85ce57609e371eba')])
+def test_busy_scenes_are_those_of_the_first_version(config, digest):
+    "Digests of pixels and annotations, taken before there were clear scenes."
+    found = hashlib.sha256()
+    for scene in (make_scene(config, 'train', n) for n in range(8)):
+        found.update(scene.pixels.tobytes() + json.dumps(annotate(scene)).encode())
+    assert found.hexdigest()[:16] == digest
+
+def test_folders_of_the_first_version_are_still_taken(tmp_path):
+    made = make_dataset(tmp_path/'set', SMALL, train=2)
+    card = read_json(tmp_path/'set/dataset.json')
+    del card['options']['scene']
+    (tmp_path/'set/dataset.json').write_text(json.dumps(card | dict(version=1)))
+    before = tree(tmp_path/'set')
+    assert make_dataset(tmp_path/'set', SMALL, train=2) == made and tree(tmp_path/'set') == before
+    with pytest.raises(MimdetError, match=r'scene differs'): make_dataset(tmp_path/'set', replace(SMALL, scene='clear'), train=2)
+
+@pytest.mark.parametrize('index', range(5))
+def test_clear_scenes_have_one_background_colour_and_no_texture(index):
+    "Away from half-transparent edges, a graphic recoloured by a matrix has few colours, and its background one."
+    config = EmojiConfig(scene='clear', min_object=60, max_object=100, max_count=1, colour=1)
+    scene = make_scene(config, 'train', index)
+    background = scene.pixels[scene.owner < 0]
+    _, counts = np.unique(background, axis=0, return_counts=True)
+    assert counts.max() > .9*len(background)
+    _, counts = np.unique(scene.pixels[scene.owner == 0], axis=0, return_counts=True)
+    assert np.sort(counts)[-8:].sum() > .4*counts.sum()
+    busy = make_scene(replace(config, scene='busy'), 'train', index)
+    assert len(np.unique(busy.pixels[busy.owner < 0], axis=0)) > 100
+
+def test_unlabelled_pictures_have_no_annotations(tmp_path):
+    made = make_dataset(tmp_path/'set', SMALL, train=2, unlabelled=3)
+    assert made['unlabelled']['count'] == 3 and read_json(made['unlabelled']['json'])['annotations'] == []
+    assert not {p.read_bytes() for p in (tmp_path/'set/train').iterdir()} & {p.read_bytes() for p in (tmp_path/'set/unlabelled').iterdir()}
 
 def test_what_is_there_is_kept_or_refused(made, tmp_path):
     out, splits = made

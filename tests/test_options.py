@@ -32,7 +32,7 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
     'model.roi_heads.box_head.conv_norm': 'FrozenBN', 'model.roi_heads.mask_head.conv_norm': 'FrozenBN', 'model.roi_heads.box_head.conv_dims': [48, 48],
     'model.roi_heads.box_head.fc_dims': [256, 256], 'model.roi_heads.mask_head.conv_dims': [48], 'model.roi_heads.box_predictor.test_score_thresh': 0.9,
     'model.strategy': 'grid', 'model.sample_seed': 1, 'model.amp': 'bf16',
-    'optimizer.groups': 'benchmarking', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
+    'optimizer.groups': 'benchmarking', 'optimizer.decoder_rate': 'rest', 'mae_checkpoint.stem': 'random', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
     'schedule.kind': 'step', 'schedule.milestones': [1], 'schedule.warmup': 1, 'schedule.warmup_factor': 0.5, 'data.short_edges': [64], 'data.test_short_edge': 64,
     'data.max_size': 100, 'data.square': 64, 'data.jitter': [0.5, 0.6], 'data.workers': 1, 'train.seed': 1, 'train.accumulate': 2, 'train.ema': 0.5,
     'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus', 'train.compile': 'abacus', 'mae_checkpoint.parts': 'encoder',
@@ -122,11 +122,13 @@ def training(cfg, folder, monkeypatch):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, emoji):
     "Weights to start from: an autoencoder and a detector."
-    from mimdet.pretrain import autoencoder
+    from mimdet.pretrain import autoencoder, stem_names
     from mimdet.pretrained import save_weights
+    from mimdet.stem import ConvStem
     from mimdet.vit import mae_names
     folder = tmp_path_factory.mktemp('weights')
-    save_weights(dict(model=mae_names(autoencoder('tiny')[0].state_dict())), folder/'mae.pth')
+    mae = mae_names(autoencoder('tiny')[0].state_dict()) | stem_names(ConvStem(192))
+    save_weights(dict(model=mae), folder/'mae.pth')
     save_weights(dict(model=build(base(emoji)).state_dict()), folder/'detector.pth')
     partial = {k: v for k, v in build(base(emoji)).state_dict().items() if 'roi_heads' not in k}
     save_weights(dict(model=partial), folder/'partial.pth')
@@ -138,7 +140,8 @@ ELSEWHERE = {'train.fp16_compression': 'tests/test_parallel.py', 'data.filter_em
 def test_training(key, emoji, files, tmp_path, monkeypatch, usual):
     OTHER.update({'data.train': spec(emoji['val']), 'data.val': '', 'mae_checkpoint.path': str(files/'mae.pth'), 'train.init_checkpoint': str(files/'detector.pth'),
                   'train.output_dir': 'runs/elsewhere'})
-    FIRST.update({'train.allow_partial': [f'train.init_checkpoint={files}/partial.pth'], 'mae_checkpoint.parts': [f'mae_checkpoint.path={files}/mae.pth']})
+    FIRST.update({'train.allow_partial': [f'train.init_checkpoint={files}/partial.pth'], 'mae_checkpoint.parts': [f'mae_checkpoint.path={files}/mae.pth'],
+                  'mae_checkpoint.stem': [f'mae_checkpoint.path={files}/mae.pth']})
     before, after = changed(emoji, key)
     run = [outcome, training] if key == 'train.allow_partial' else [training]
     assert usual(key, *run, before, tmp_path/'before', monkeypatch, of='training') != outcome(training, after, tmp_path/'after', monkeypatch)
@@ -147,11 +150,12 @@ def test_training(key, emoji, files, tmp_path, monkeypatch, usual):
 
 def other_field(r, field):
     value = getattr(r, field)
-    if field in ('backbone', 'fill', 'schedule'): return dict(backbone='benchmarking', fill='stem', schedule='cosine')[field]
+    words = dict(backbone='benchmarking', fill='stem', schedule='cosine', decoder_rate='encoder', mae_stem='fitted')
+    if field in words: return words[field]
     if isinstance(value, tuple): return tuple(2*v for v in value) or (1.,)
     return not value if isinstance(value, bool) else 2*value or 1
 
-@pytest.mark.parametrize('name, field', [('benchmarking_base_25ep' if field in ('window', 'square', 'jitter') else 'mimdet_base_v1_sr0.5_3x', field)
+@pytest.mark.parametrize('name, field', [('benchmarking_base_25ep' if field in ('window', 'train_positions', 'square', 'jitter') else 'mimdet_base_v1_sr0.5_3x', field)
                                          for field in RECIPES['mimdet_base_v1_sr0.5_3x'].__dataclass_fields__])
 def test_recipe(name, field):
     changed = config(name, **{field: other_field(recipe(name), field)})
