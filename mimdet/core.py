@@ -187,7 +187,7 @@ def peak_memory_mb()->int:
 _TEXT, _OBJECT = dict(type='string'), dict(type='object')
 _HASHES = dict(type='object', additionalProperties=dict(type='string', pattern='^[0-9a-f]{64}$'))
 RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
-    'schema': dict(const=2), 'kind': dict(enum=['data', 'pretrain', 'train', 'evaluate', 'cost', 'bench']),
+    'schema': dict(const=2), 'kind': dict(enum=['data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'release']),
     'profile': _TEXT, 'name': _TEXT,
     'params': dict(type='object', required=['seed']), 'config_hash': dict(type='string', pattern='^[0-9a-f]{16}$'),
     'dataset': dict(type='object', required=['name'], properties=dict(name=_TEXT, sha256=_HASHES)), 'weights': _HASHES,
@@ -202,7 +202,7 @@ def fingerprint(record:dict)->str:
     return _plain_sha256({k: v for k, v in record.items() if k != 'sha256'})
 
 def make_record(
-    kind:str,          # data, pretrain, train, evaluate, cost or bench
+    kind:str,          # data, pretrain, train, evaluate, cost, bench or release
     profile:str,       # quick, demo, ...: which study the run belongs to
     name:str,          # unique within the profile
     params:dict,       # the run's parameters, plain data, its seed included

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EVALUATORS', 'METRICS', 'ratio_of', 'sampling', 'coco_results', 'detections', 'member_seed', 'averaged', 'quiet_coco',
            'average_precisions', 'average_precision', 'StemAlone', 'fit_stem_alone', 'decoder_replaced', 'evaluate',
-           'examples', 'watching_samples', 'load_run', 'load_published', 'load_model', 'with_coco_names', 'format_rows',
-           'check_classes', 'find_pictures', 'predict_pictures']
+           'examples', 'watching_samples', 'load_run', 'load_published', 'load_self_contained', 'load_model',
+           'with_coco_names', 'format_rows', 'check_classes', 'find_pictures', 'predict_pictures']
 
 # %% ../nbs/14_evaluate.ipynb #02-927f3380
 import contextlib, io, time
@@ -29,7 +29,7 @@ from .data import DatasetInfo, TestMapper, in_background, list_images, png_text,
 from .data import test_augmentation, test_augmentation_of, test_loader
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
-from .pretrained import load_detector
+from .pretrained import find_weights, load_detector, metadata
 from .recipes import config
 from .sampler import STRATEGIES, batch_noise, check_ratio, grid_shape, padding_mask
 
@@ -357,13 +357,25 @@ def load_published(
     report = load_detector(model, weights)
     return with_coco_names(cfg), model.eval(), report
 
+def load_self_contained(
+    path,              # a released detector, whose file carries its configuration
+    device:str='auto', # where to put the model
+)->tuple:              # (configuration, model, load report)
+    "A detector from a file that says how it is built. Raises `MimdetError` if it does not."
+    words = metadata(path)
+    if 'config' not in words: raise MimdetError(f'{path} does not say how its detector is built: give a recipe, and this file as --weights')
+    cfg = OmegaConf.create(words['config'])
+    model = build(cfg).to(pick_device(device))
+    return cfg, model.eval(), load_detector(model, path)
+
 def load_model(
-    run:str,           # output folder of a training, or a recipe's name together with `weights`
+    run:str,           # output folder of a training, released weights, or a recipe's name together with `weights`
     weights:str='',    # a detector's weights, for a recipe's name
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model, load report)
-    "A detector from the folder of its training, or from a recipe and a file."
-    return load_published(run, weights, device) if weights else _from_run(run, device)
+    "A detector from the folder of its training, from released weights, or from a recipe and a file."
+    if weights: return load_published(run, weights, device)
+    return (load_self_contained if find_weights(run).is_file() else _from_run)(run, device)
 
 def with_coco_names(
     cfg, # left as it is

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRIES', 'ASPECTS', 'uniform', 'crop_boxes', 'resize_weights', 'crop_by_matrices', 'crop_one_by_one', 'decoded_bytes',
            'read_picture', 'read_pictures', 'Crops', 'Pretraining', 'StemFitting', 'fit_stem', 'stem_names',
-           'stem_effect', 'pretrain', 'autoencoder', 'reconstructions', 'painted', 'as_examples', 'load_autoencoder',
-           'completed', 'add_stem']
+           'stem_effect', 'pretrain', 'autoencoder', 'reconstructions', 'painted', 'as_examples', 'load_stem',
+           'load_autoencoder', 'completed', 'add_stem']
 
 # %% ../nbs/13_pretrain.ipynb #02-151b54f2
 import hashlib, re, time
@@ -23,7 +23,7 @@ from .core import MimdetError, config_hash, rng_for, seed_for, sha256
 from .data import Loader, image_errors, list_images, png_text, read_image
 from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
-from .pretrained import STEM, check_finite, describe, published_names, read_weights, save_weights
+from .pretrained import STEM, check_finite, describe, grid_of, published_names, read_weights, save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
 from .sampler import STRIDE, put, send, take
 from .stem import ConvStem
@@ -186,6 +186,7 @@ class Pretraining(nn.Module):
     def __init__(self, mae, mask_ratio, seed):
         super().__init__()
         self.mae, self.mask_ratio, self.seed = mae, mask_ratio, seed
+        self.side = STRIDE*grid_of(mae.encoder.pos_embed.shape[1])[0] # of the images that it was made for, in pixels
         for name, value in dict(mean=PIXEL_MEAN, std=PIXEL_STD).items():
             self.register_buffer(name, torch.tensor(value).repeat(STRIDE**2), persistent=False)
 
@@ -385,6 +386,16 @@ def as_examples(pictures)->list:
     return [{name: png_text(array) for name, array in picture.items()} for picture in pictures]
 
 # %% ../nbs/13_pretrain.ipynb #15-0006b8a4
+def load_stem(
+    path,  # a full MAE file
+)->ConvStem: # None if it holds no stem
+    "The stem that was fitted to an autoencoder."
+    weights = {k.removeprefix(STEM): v for k, v in read_weights(path).items() if k.startswith(STEM)}
+    if not weights: return None
+    stem = ConvStem(len(weights['proj.3.3.bias']))
+    stem.load_state_dict(weights)
+    return stem.eval()
+
 def load_autoencoder(
     path,            # a full MAE file under published names
     size:str='tiny', # tiny, small, base or large
@@ -432,10 +443,9 @@ def add_stem(
     if path.exists() and path.samefile(source): raise MimdetError(f'{path} is the file to start from: choose another output folder')
     device = pick_device(device)
     model = load_autoencoder(source, found.size).to(device)
-    crops = Crops(images, recipe(f'mimdet_{found.size}_v1_sr0.5_3x').img_size, seed, least, memory_mb, device)
+    crops = Crops(images, model.side, seed, least, memory_mb, device)
     stem = fit_stem(model, crops, f'{output}/stem', steps=steps, batch=batch, seed=seed, resume=resume)
     autoencoder = {name: value for name, value in weights.items() if not name.startswith(STEM)}
     save_weights(dict(model=autoencoder | stem_names(stem)), path)
-    return dict(path=str(path), sha256=sha256(path), **stem_effect(model, stem, crops, _after(steps, batch)))
-
-def _after(steps, batch): return range(steps*batch, (steps + 1)*batch)
+    new = range(steps*batch, (steps + 1)*batch)
+    return dict(path=str(path), sha256=sha256(path), **stem_effect(model, stem, crops, new))

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['NOT_WEIGHTS', 'STEM', 'IN_BLOCK', 'IN_ENCODER', 'SIZES', 'PLAIN_PIXELS', 'BACKBONE', 'KINDS', 'DESIGNS',
            'NEW_IN_MIMDET', 'DROPPED_IN_MIMDET', 'PATCHIFY', 'UPSAMPLE', 'DECODER', 'NEW_IN_BASELINE',
-           'DROPPED_IN_BASELINE', 'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'file_format', 'read_checkpoint',
-           'read_weights', 'save_weights', 'check_finite', 'transformers_names', 'to_transformers', 'naming',
-           'published_names', 'mean_share', 'Description', 'describe', 'grid_of', 'kind', 'regrid', 'LoadReport',
-           'table', 'load_into', 'load_mae', 'mae_file', 'load_detector']
+           'DROPPED_IN_BASELINE', 'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'released_files', 'find_weights',
+           'file_format', 'read_checkpoint', 'read_weights', 'metadata', 'save_weights', 'check_finite',
+           'transformers_names', 'to_transformers', 'naming', 'published_names', 'mean_share', 'Description',
+           'describe', 'grid_of', 'kind', 'regrid', 'LoadReport', 'table', 'load_into', 'load_mae', 'mae_file',
+           'load_detector']
 
 # %% ../nbs/04_pretrained.ipynb #02-fbff6fa4
-import argparse, math, pickle, re, zipfile
+import argparse, difflib, math, os, pickle, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
+import mimdet
 from .core import MimdetError, atomic_path, sha256
 from .vit import resize_positions
 
@@ -25,15 +27,33 @@ from .vit import resize_positions
 NOT_WEIGHTS = {b'<!doctype': 'a web page: the download went wrong', b'<html': 'a web page: the download went wrong',
                b'version https://git-lfs': 'a git-lfs pointer, not the file itself: run `git lfs pull`, or download it anew'}
 
+def released_files()->dict:
+    "{name: path} of the released weights. They lie in the folder `weights` of a checkout, or in `$MIMDET_WEIGHTS`."
+    folder = Path(os.environ.get('MIMDET_WEIGHTS') or Path(mimdet.__file__).resolve().parent.parent/'weights')
+    return {path.stem: path for path in sorted(folder.glob('*.safetensors'))}
+
+def find_weights(
+    source, # a path, or the name of released weights
+)->Path:
+    "The file that is meant."
+    return Path(source) if Path(source).exists() else released_files().get(str(source), Path(source))
+
+def _nearest_release(path):
+    there = released_files()
+    close = difflib.get_close_matches(path.name, there, 1)
+    if close: return f', did you mean {close[0]!r}, which is released?'
+    return '' if there or path.suffix else '; released weights are not part of the installed package: they lie in the folder ' \
+        'weights of its repository, which MIMDET_WEIGHTS can name'
+
 def file_format(
     path, # a checkpoint, whatever its suffix
 )->str:   # 'safetensors' or 'pickle'
     "How a checkpoint is stored. Raises `MimdetError` if it plainly is none."
-    path = Path(path)
+    path = find_weights(path)
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in ('.pth', '.pt', '.bin', '.safetensors'))
         raise MimdetError(f'{path} is a folder: name the file in it' + (f', such as {path/inside[0]}' if inside else '; it holds no weights'))
-    if not path.is_file(): raise MimdetError(f'{path}: no such file')
+    if not path.is_file(): raise MimdetError(f'{path}: no such file{_nearest_release(path)}')
     with open(path, 'rb') as f: start = f.read(64)
     if not start: raise MimdetError(f'{path} is empty: download or copy it anew')
     for sign, what in NOT_WEIGHTS.items():
@@ -61,6 +81,7 @@ def read_weights(
     path, # .pth, .pt, .bin or .safetensors
 )->dict:  # parameter name -> tensor, on the CPU
     "The tensors in a checkpoint. Raises `MimdetError` if it is missing, damaged, not a checkpoint, or carries code."
+    path = find_weights(path)
     if file_format(path) == 'safetensors':
         try: content = load_file(path)
         except SafetensorError as e: raise MimdetError(f'{path} is damaged or cut short: {e}') from None
@@ -72,6 +93,16 @@ def read_weights(
     return content
 
 # %% ../nbs/04_pretrained.ipynb #10-e4b4e9af
+def metadata(
+    path, # a file of weights
+)->dict:  # text -> text; empty for a pickle
+    "What a safetensors file says about itself. Raises `MimdetError` if it is damaged."
+    path = find_weights(path)
+    if file_format(path) != 'safetensors': return {}
+    try:
+        with safe_open(path, 'pt') as f: return f.metadata() or {}
+    except SafetensorError as e: raise MimdetError(f'{path} is damaged or cut short: {e}') from None
+
 def save_weights(
     content, # a dictionary of plain data and tensors
     path,    # .pth
@@ -320,6 +351,7 @@ def load_mae(
     "Start `backbone` from a masked autoencoder. Raises `MimdetError` if the file is of another kind or size."
     if parts not in PARTS: raise MimdetError(f'unknown mae_checkpoint.parts={parts!r}; there are {", ".join(PARTS)}')
     if stem not in STEMS: raise MimdetError(f'unknown mae_checkpoint.stem={stem!r}; there are {", ".join(STEMS)}')
+    path = find_weights(path)
     weights = published_names(read_weights(path))
     found, model = describe(weights), describe({BACKBONE + k: v for k, v in backbone.state_dict().items()})
     if model.design == 'stem': raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: leave out mae_checkpoint.path')
@@ -372,6 +404,7 @@ def load_detector(
     allow_partial=False, # take what fits and keep the rest fresh: other classes, for example
 )->LoadReport:
     "Load a trained detector. Raises `MimdetError` if anything is missing, left over, or of another shape."
+    path = find_weights(path)
     weights, own = read_weights(path), model.state_dict()
     found, wanted = describe(weights), describe(own)
     if found.kind != 'detector':

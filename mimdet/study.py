@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KEYS', 'NEEDED', 'FIGURES', 'FILES', 'DRAWN_BY', 'TARGETS', 'OVERHEAD', 'RATES', 'AUTHORS', 'Job', 'check_section',
            'check_needed', 'check_keys', 'profiles', 'read_models', 'Study', 'data_jobs', 'pretrain_jobs', 'train_jobs',
-           'evaluate_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'figure_jobs', 'read_study', 'inputs', 'asked',
-           'missing', 'targets', 'usual_image', 'one_pass', 'work', 'priority', 'estimate', 'rates_before', 'schedule',
-           'probe', 'gpu_hours', 'minutes']
+           'evaluate_jobs', 'release_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'figure_jobs', 'read_study',
+           'inputs', 'asked', 'missing', 'targets', 'usual_image', 'one_pass', 'work', 'priority', 'estimate',
+           'rates_before', 'schedule', 'probe', 'gpu_hours', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -25,7 +25,7 @@ from .recipes import nearest, recipe
 class Job:
     "A notebook to be run by papermill."
     name:str         # unique within the study
-    kind:str         # data, pretrain, train, evaluate, cost, bench or figure
+    kind:str         # data, pretrain, train, evaluate, cost, bench, release or figure
     notebook:str     # its source, from the project's root
     parameters:dict  # for papermill
     needs:tuple      # names of jobs
@@ -40,16 +40,18 @@ class Job:
 
 # %% ../nbs/23_study.ipynb #07-0e6ac637
 KEYS = dict(
-    data={'options', 'train', 'val', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
-    model={'recipe', 'pretrain', 'initialisation', 'seeds', 'changes', 'overrides', 'gpus'},
+    data={'options', 'train', 'val', 'unlabelled', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
+    model={'recipe', 'pretrain', 'initialisation', 'seeds', 'first', 'changes', 'overrides', 'gpus'},
     evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles', 'variance', 'agreement_ratios'},
-    pretrain={'seed', 'settings', 'file'}, threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench'},
+    pretrain={'seed', 'settings', 'file', 'show'}, release={'pretrain', 'model', 'seed', 'about'},
+    threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'release'},
     tables={'main', 'ratio', 'ablations'},
     cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch', 'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
     bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height',
            'training_width', 'precisions', 'pretraining', 'evaluation', 'start_up', 'compiled', 'rounds', 'device'},
     main={'published', 'model'}, ablations={'study', 'variant', 'model'},
-    study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads', 'gpu_share'})
+    study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'release', 'tables', 'threads', 'gpu_share',
+           'take_records'})
 
 NEEDED = dict(main={'model'}, ablations={'study', 'variant', 'model'}, evaluation={'ratios', 'seeds'}, cost={'recipes', 'ratios'})
 
@@ -69,7 +71,8 @@ def check_keys(plain, where):
     for part in KEYS['study']: plain[part] = plain.get(part) or {}
     for part in ('data', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads'):
         check_section(plain[part], part, f'{where}: {part}')
-    for key, section in plain['pretrain'].items(): check_section(section, 'pretrain', f'{where}: pretrain.{key}')
+    for part in ('pretrain', 'release'):
+        for key, section in plain[part].items(): check_section(section, part, f'{where}: {part}.{key}')
     for table in ('main', 'ablations'):
         for row in plain['tables'].get(table) or []:
             check_section(row, table, f'{where}: tables.{table}')
@@ -97,16 +100,17 @@ def read_models(
     images,     # of an epoch; None: as the recipe says
     where:str,  # for messages
 )->dict:
-    "{name: recipe, changes, overrides, pretrain, initialisation, seeds, gpus, and `built`, the changed recipe}. Raises `MimdetError`."
+    "{name: recipe, changes, overrides, pretrain, initialisation, seeds, first, gpus, and `built`, the changed recipe}. Raises `MimdetError`."
     common, found = train['common'], {}
     for key, own in train['models'].items():
-        model = dict(pretrain=None, seeds=[0], gpus=0) | common | own
+        model = dict(pretrain=None, seeds=[0], gpus=0, first=0) | common | own
         model['changes'] = common.get('changes', {}) | own.get('changes', {})
         model['overrides'] = [*common.get('overrides', []), *own.get('overrides', [])]
         model['initialisation'] = model.get('initialisation') or ('mae' if model['pretrain'] else 'random')
         if model['initialisation'] == 'random': model['pretrain'] = None
         if 'recipe' not in model: raise MimdetError(f'{where}: train.models.{key} names no recipe')
-        found[key] = model | dict(built=recipe(model['recipe'], **(dict(images=images) if images else {}), **model['changes']))
+        epoch = dict(images=min(images, model['first'] or images)) if images else {}
+        found[key] = model | dict(built=recipe(model['recipe'], **epoch, **model['changes']))
     return found
 
 class Study:
@@ -129,6 +133,9 @@ class Study:
             if key not in self.models: raise MimdetError(f'{where}: there is no model {key!r}{nearest(key, list(self.models))}')
         for key, model in self.models.items():
             if model['pretrain'] and model['pretrain'] not in made: raise MimdetError(f'{where}: train.models.{key}: there is no pretrain {model["pretrain"]!r}')
+        for file, section in self.plain['release'].items():
+            sources = [section[k] for k, there in (('pretrain', made), ('model', self.models)) if section.get(k) in there]
+            if len(sources) != 1: raise MimdetError(f'{where}: release.{file}: name one pretrain or model of this profile')
 
     def rows(self, table): return self.plain['tables'].get(table) or []
 
@@ -161,7 +168,7 @@ class Study:
     @cached_property
     def jobs(self):
         "{name: Job} in an order in which they can run."
-        stages = data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, cost_jobs, bench_jobs
+        stages = data_jobs, pretrain_jobs, train_jobs, evaluate_jobs, release_jobs, cost_jobs, bench_jobs
         runs = {job.name: job for stage in stages for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
@@ -178,11 +185,15 @@ def data_jobs(study):
     elif study.plain['data']: yield _run(study, 'data', 'data', **study.plain['data'], output=study.dataset)
 
 def pretrain_jobs(study):
-    "One for each autoencoder that does not come from elsewhere."
+    "One for each autoencoder that is made here, or comes from elsewhere and is to be shown."
+    split = dict(split='unlabelled') if study.plain['data'].get('unlabelled') else {}
     for key, section in study.plain['pretrain'].items():
-        if section.get('file'): continue
-        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], [study.mae(key)], on_gpus=study.gpu, dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/pretrain_{key}',
-                   settings=section['settings'], seed=section.get('seed', 0))
+        file = section.get('file')
+        if file and not section.get('show'): continue
+        own = dict(file=file) if file else dict(settings=section['settings'], **split)
+        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], [] if file else [study.mae(key)], [file] if file else [],
+                   study.gpu, dataset=study.dataset, dataset_name=study.dataset_name,
+                   output=f'{study.runs}/pretrain_{key}', seed=section.get('seed', 0), **own)
 
 def train_jobs(study):
     "One for each model and seed."
@@ -193,7 +204,8 @@ def train_jobs(study):
             name = f'train_{key}_seed{seed}'
             yield _run(study, 'train', name, ['data', f'pretrain_{start}'] if start and not elsewhere else ['data'], [f'{study.runs}/{name}/model_final.pth'],
                 [elsewhere] if elsewhere else [], model['gpus'], model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name, count_images=not study.coco, gpus=max(1, model['gpus']),
-                mae=study.mae(start), output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')})
+                mae=study.mae(start), output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')},
+                **(dict(first=model['first']) if model['first'] else {}))
 
 def evaluate_jobs(study):
     "One for each training."
@@ -203,6 +215,18 @@ def evaluate_jobs(study):
             train, name = f'train_{key}_seed{seed}', f'evaluate_{key}_seed{seed}'
             yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu, train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']),
                        dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/{name}', **common | own.get(key, {}))
+
+def release_jobs(study):
+    "One for each file of weights that is to be kept."
+    for file, section in study.plain['release'].items():
+        if section.get('pretrain'): run, needs = f'pretrain_{section["pretrain"]}', []
+        else:
+            run = f'train_{section["model"]}_seed{section.get("seed", 0)}'
+            needs = [run.replace('train_', 'evaluate_', 1)]
+        records = [f'{study.records}/{name}.json' for name in (run, *needs)]
+        yield _run(study, 'release', f'release_{Path(file).stem}', ['data', run, *needs], [file], on_gpus=study.gpu,
+                   run=f'{study.runs}/{run}', records=records, dataset=study.dataset, dataset_name=study.dataset_name,
+                   output=file, about=section.get('about', ''))
 
 def cost_jobs(study):
     "The cost of the recipes that the profile names."

@@ -25,7 +25,7 @@ from .data import DatasetInfo, TrainMapper, parse_dataset, register, train_augme
 from .detector import build, compile_parts, precision, synchronise
 from .engine import Evaluation, MovingAverage, fit, launch, lr_schedule, pick_device, process_group, under_launcher
 from .evaluate import check_classes, evaluate, format_rows, with_coco_names
-from .pretrained import load_detector, load_mae, save_weights
+from .pretrained import find_weights, load_detector, load_mae, save_weights
 from .recipes import DECODER_RATES, RECIPES, config, differences, nearest
 from .sampler import grid_shape
 
@@ -132,7 +132,7 @@ def identity(cfg, info)->dict:
     plain = OmegaConf.to_container(cfg)
     for key in ('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'accumulate', 'fp16_compression'): plain['train'].pop(key)
     for key in ('train', 'val', 'workers'): plain['data'].pop(key)
-    for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')): part[key] = part[key] and sha256(part[key])
+    for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')): part[key] = part[key] and sha256(find_weights(part[key]))
     return plain | dict(dataset=info.sha256)
 
 def changes_of(
