@@ -1,25 +1,34 @@
 # A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study says: see nbs/23_study.ipynb.
-# Each run also leaves its executed notebook below runs/, which is not in git: a fresh clone has none, so there everything runs.
+# Each run also leaves its executed notebook below runs/, which is not in git: a fresh clone has none, so there everything runs, unless the
+# profile takes committed records for runs that are done.
 import json, sys
 from mimdet.core import MimdetError
-from mimdet.study import inputs, minutes, priority, read_study, targets
+from mimdet.study import inputs, minutes, priority, read_study, recorded, targets
 
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')
 jobs = study.jobs
+taken = set() if config.get('anew') else recorded(study) # their records are all that is left of them, and all that is needed
+
+def files(names): return [file for name in names for file in ([jobs[name].record] if name in taken else [*jobs[name].outputs, jobs[name].executed])]
 
 rule all:
-    input: [file for job in jobs.values() for file in (*job.outputs, job.executed)]
+    input: files(jobs)
 
 for target, names in targets(study).items():
     rule:
         name: target
-        input: [file for name in names for file in (*jobs[name].outputs, jobs[name].executed)]
+        input: files(names)
 
-for job in jobs.values():
+for name in taken:
+    rule:
+        name: name
+        input: files([name])
+
+for job in (job for name, job in jobs.items() if name not in taken):
     rule:
         name: job.name
-        input: inputs(study, job), notebook=job.notebook
+        input: inputs(study, job, taken), notebook=job.notebook
         output: list(job.outputs), executed=job.executed
         params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
         threads: job.threads

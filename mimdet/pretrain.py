@@ -397,12 +397,12 @@ def load_stem(
     return stem.eval()
 
 def load_autoencoder(
-    path,            # a full MAE file under published names
-    size:str='tiny', # tiny, small, base or large
+    path,        # a full MAE file under published or transformers' names
+    size:str='', # tiny, small, base or large; empty: as the file has it
 )->Pretraining:
     "The masked autoencoder of a file, without its stem. Raises `MimdetError` if it is of another size or not complete."
     weights = {k: v for k, v in published_names(read_weights(path)).items() if not k.startswith(STEM)}
-    mae, _ = autoencoder(size, sum(bool(re.fullmatch(r'decoder_blocks\.\d+\.norm1\.weight', k)) for k in weights))
+    mae, _ = autoencoder(size or describe(weights).size, sum(bool(re.fullmatch(r'decoder_blocks\.\d+\.norm1\.weight', k)) for k in weights))
     own = dict(zip(mae_names(mae.state_dict()), mae.state_dict()))
     try: mae.load_state_dict({own.get(k, k): v for k, v in weights.items()})
     except RuntimeError as e: raise MimdetError(f'{path} holds no full MAE of size {size}: {" ".join(str(e).split())[:200]}') from None
@@ -442,7 +442,7 @@ def add_stem(
         raise MimdetError(f'{source}: a stem is fitted to a full MAE of size {", ".join(SIZES)}; this is {found}')
     if path.exists() and path.samefile(source): raise MimdetError(f'{path} is the file to start from: choose another output folder')
     device = pick_device(device)
-    model = load_autoencoder(source, found.size).to(device)
+    model = load_autoencoder(source).to(device)
     crops = Crops(images, model.side, seed, least, memory_mb, device)
     stem = fit_stem(model, crops, f'{output}/stem', steps=steps, batch=batch, seed=seed, resume=resume)
     autoencoder = {name: value for name, value in weights.items() if not name.startswith(STEM)}

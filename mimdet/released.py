@@ -14,7 +14,7 @@ from .core import MimdetError
 from .engine import pick_device
 from .evaluate import load_self_contained
 from .pretrain import load_autoencoder
-from .pretrained import CONSTANTS, describe, find_weights, metadata, read_weights, released_files
+from .pretrained import CONSTANTS, metadata, released_files
 
 # %% ../nbs/29_released.ipynb #b2e1a00006
 def rounded(
@@ -63,6 +63,4 @@ def load_released(
         cfg, model, _ = load_self_contained(name, device)
         model.cfg = cfg
         return model
-    found = describe(read_weights(name))
-    if found.kind != 'mae-full': raise MimdetError(f'{find_weights(name)} holds {found}, and does not say how it is built')
-    return load_autoencoder(name, found.size).to(pick_device(device))
+    return load_autoencoder(name).to(pick_device(device))

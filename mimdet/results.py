@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['INITIALISATIONS', 'FILLS', 'BACKBONES', 'TASKS', 'APS', 'SETTING', 'NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS',
-           'RATIOS', 'PROBE_RATIO', 'IN_USE_LOSS', 'PROBES', 'LABELS', 'PAPER', 'HIDDEN', 'NETWORK', 'AGREEMENT',
-           'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'load', 'field',
-           'of_kind', 'machine', 'runs_frame', 'Model', 'model_name', 'models', 'select', 'check_origins',
-           'measurements', 'spread', 'change', 'difference', 'Setting', 'summary', 'aps', 'number', 'cell', 'Table',
-           'make_table', 'with_cells_of', 'published', 'on_coco', 'against_published', 'verdict', 'c4_shares',
-           'diagnostics', 'encoder_use', 'ordered', 'main_table', 'ratio_table', 'missing', 'same_recipe', 'same_kind',
-           'sampling_spread', 'ablation_table', 'network', 'cost_of', 'ensemble_table', 'sampling_table', 'digest',
-           'made_from', 'read_digest', 'caption', 'took', 'source_line', 'markdown', 'write_table', 'escape', 'latex',
-           'save_table', 'output_folder']
+           'RATIOS', 'PROBE_RATIO', 'PROBES', 'LABELS', 'PAPER', 'HIDDEN', 'NETWORK', 'AGREEMENT', 'HOW_CELLS_READ',
+           'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'load', 'field', 'of_kind',
+           'machine', 'runs_frame', 'Model', 'model_name', 'models', 'select', 'check_origins', 'measurements',
+           'spread', 'change', 'difference', 'Setting', 'summary', 'aps', 'number', 'cell', 'Table', 'make_table',
+           'with_cells_of', 'published', 'on_coco', 'against_published', 'c4_shares', 'diagnostics', 'encoder_use',
+           'ordered', 'main_table', 'ratio_table', 'missing', 'same_recipe', 'same_kind', 'sampling_spread',
+           'ablation_table', 'network', 'cost_of', 'ensemble_table', 'sampling_table', 'digest', 'made_from',
+           'read_digest', 'caption', 'took', 'source_line', 'markdown', 'write_table', 'escape', 'latex', 'save_table',
+           'output_folder']
 
 # %% ../nbs/16_results.ipynb #02-360ad304
 import hashlib, json, re, tempfile
@@ -305,21 +305,8 @@ def against_published(ours, paper, dataset)->dict:
 def _paper_aps(row): return {task: number(row[f'{task}_AP']) for task in TASKS.values()} if row and row['box_AP'] else None
 
 # %% ../nbs/16_results.ipynb #48-d2b93f00
-RATIOS, PROBE_RATIO, IN_USE_LOSS = (.25, .5, .75, 1.), .02, 3. # the last in box AP
-
-def verdict(
-    own,       # box AP at the training ratio; None: not run
-    probe,     # at ratio 0.02
-    at_one,    # at ratio 1.0
-    stem=None, # with c4 guessed from the stem; None: not known, which some models have no use for
-)->str:
-    "Whether the encoder matters."
-    if None in (own, probe, at_one): return NOT_RUN
-    if own < IN_USE_LOSS: return 'AP too low to tell'
-    lost = lambda ap: round(own - ap, 1)
-    if lost(probe) < IN_USE_LOSS: return 'not in use'
-    doubts = ['worse with all tokens']*(lost(at_one) > 0) + ['a linear guess from the stem would do']*(stem is not None and lost(stem) < IN_USE_LOSS)
-    return 'in use' + (f', but {" and ".join(doubts)}' if doubts else '')
+RATIOS, PROBE_RATIO = (.25, .5, .75, 1.), .02
+PROBES = ['box AP @0.02', 'lost @0.02', 'gained @1', 'c4 moved', 'box AP, stem guess', 'lost, stem guess']
 
 # %% ../nbs/16_results.ipynb #50-15351fc6
 def c4_shares(records)->dict:
@@ -330,28 +317,25 @@ def c4_shares(records)->dict:
         for row in r['metrics'].get('c4_variance', ()): shares.setdefault((names[r['params']['train']], row['ratio']), {})[r['params']['train']] = 100*row['share']
     return {key: _over_runs(runs) | dict(unit='%') for key, runs in shares.items()}
 
-PROBES = ['box AP @0.02', 'lost @0.02', 'gained @1', 'c4 moved', 'box AP, stem guess', 'lost, stem guess']
-
 def diagnostics(
     m:Model,
     found:dict,  # what `summary` gives
     shares:dict, # what `c4_shares` gives
 )->dict:
-    "What is known of an encoder's part in a model's AP: box AP of the probes, what is lost in them, and the verdict."
-    if m.train_ratio is None: return dict.fromkeys(PROBES, NO_VALUE) | dict(encoder='none' if m.backbone == 'stem' else 'sees all tokens')
+    "What is known of an encoder's part in a model's AP: box AP of the probes, and what is lost in them."
+    if m.train_ratio is None: return dict.fromkeys(PROBES, NO_VALUE)
     box = lambda *setting: (aps(found, m.key, *setting) or {}).get('box')
     own, probe, one, stem = box(m.ratio), box(PROBE_RATIO), box(1.), box(m.ratio, 'stem')
-    means = [v and v['mean'] for v in (own, probe, one, stem)]
     moved = shares.get((m.key, m.ratio if m.ratio < 1 else .25))
     guess = [NO_VALUE]*2 if m.backbone == 'patchify' else [stem, change(own, stem)]
-    return dict(zip(PROBES, (probe, change(own, probe), change(one, own), moved, *guess))) | dict(encoder=verdict(*means))
+    return dict(zip(PROBES, (probe, change(own, probe), change(one, own), moved, *guess)))
 
 # %% ../nbs/16_results.ipynb #53-36d71684
 def encoder_use(
     records,
     rows=(), # as for `select`
 )->Table:
-    "One row per model: box AP at the training ratio, the probes, what is lost in them, and the verdict."
+    "One row per model: box AP at the training ratio, the probes, and what is lost in them."
     chosen = select(records, rows)
     found, shares = summary(chosen), c4_shares(chosen)
     return make_table([_labels(m) | {'box AP @train': (aps(found, m.key, m.ratio) or {}).get('box')} | diagnostics(m, found, shares) for m in ordered(chosen, rows)], LABELS)
@@ -394,8 +378,7 @@ def _main_row(p, key, known, found, shares, dataset):
     at = lambda ratio, **more: m and aps(found, key, ratio, **more)
     row |= {'@1': at(1.), '@train': m and at(m.ratio), 'AP50 @1': at(1., ap='AP50'), 'difference @1': against_published(at(1.), theirs, dataset),
             'published parameters (M)': number(p and p['parameters_M'], 2) or UNPUBLISHED, 'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2), 'size': m and m.size, 'design (ours)': m and m.design}
-    nothing = dict.fromkeys([*PROBES, 'encoder'])
-    return row | (diagnostics(m, found, shares) if m else nothing)
+    return row | (diagnostics(m, found, shares) if m else dict.fromkeys(PROBES))
 
 # %% ../nbs/16_results.ipynb #59-11ae60cc
 def ratio_table(
@@ -470,8 +453,7 @@ def _ablation_row(row, m, main, found, shares):
         ours, theirs = at(m, own), at(main, own)
         compared = '–' if m and m is main else ours and theirs and {task: difference(ours[task], theirs[task]) for task in TASKS.values()}
         out |= {f'@{name}': ours, f'difference @{name}': compared}
-    nothing = dict.fromkeys([*PROBES, 'encoder'])
-    return out | (diagnostics(m, found, shares) if m else nothing) | {'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2)}
+    return out | (diagnostics(m, found, shares) if m else dict.fromkeys(PROBES)) | {'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2)}
 
 # %% ../nbs/16_results.ipynb #69-360659fa
 NETWORK = {'backbone', 'dim', 'depth', 'heads', 'decoder_dim', 'decoder_depth', 'decoder_heads', 'fill', 'window', 'channels', 'levels'} # fields of a recipe that change its cost
@@ -615,7 +597,7 @@ def _commits(records): return _join(r['git'].get('commit', 'unknown')[:7] + (' (
 # %% ../nbs/16_results.ipynb #84-e408aab7
 HOW_CELLS_READ = 'A cell is box AP / mask AP in percent: the mean over n trainings that differ in the seed, each averaged over its samplings, ± the standard deviation over these trainings (none for a single one).'
 HOW_PUBLISHED = 'Published numbers are COCO val2017 with models of size base or large, at inference ratio 1; a difference is given on the same data only, since between data sets it would mean nothing. n/a (paper): not known to us.'
-HOW_ENCODER = ('Box AP. The encoder is in use if, against the training ratio, at least 3 AP are lost with 2% of the tokens and nothing with all of them. c4 moved: the mean square by which c4 at the training ratio '
+HOW_ENCODER = ('Box AP. Lost and gained: against the training ratio. c4 moved: the mean square by which c4 at the training ratio '
                '(at 0.25, if that is 1) differs from c4 at ratio 1, as a share of its variance. Stem guess: c4 replaced by its best linear guess from the stem.')
 HOW_SAMPLING_SPREAD = 'Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; with several trainings the root of the mean variance.'
 

@@ -6,8 +6,8 @@
 __all__ = ['KEYS', 'NEEDED', 'FIGURES', 'FILES', 'DRAWN_BY', 'TARGETS', 'OVERHEAD', 'RATES', 'AUTHORS', 'Job', 'check_section',
            'check_needed', 'check_keys', 'profiles', 'read_models', 'Study', 'data_jobs', 'pretrain_jobs', 'train_jobs',
            'evaluate_jobs', 'release_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'figure_jobs', 'read_study',
-           'inputs', 'asked', 'missing', 'targets', 'usual_image', 'one_pass', 'work', 'priority', 'estimate',
-           'rates_before', 'schedule', 'probe', 'gpu_hours', 'minutes']
+           'inputs', 'asked', 'missing', 'targets', 'differs', 'recorded', 'usual_image', 'one_pass', 'work',
+           'priority', 'estimate', 'rates_before', 'schedule', 'probe', 'gpu_hours', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import yaml
-from .core import MimdetError, datasets_dir
+from .core import MimdetError, datasets_dir, read_record
 from .flops import flops
 from .recipes import nearest, recipe
 
@@ -280,9 +280,15 @@ def read_study(
     except yaml.YAMLError as e: raise MimdetError(f'{file} is not YAML: {" ".join(str(e).split())}') from None
     return Study(profile, plain)
 
-def inputs(study, job)->list:
+def inputs(
+    study:Study,
+    job:Job,
+    taken=(), # names of jobs of which only the record is there
+)->list:
     "All files that a job needs to be there."
-    return [file for need in job.needs for file in study.jobs[need].outputs] + list(job.files)
+    needed = [study.jobs[name] for name in job.needs]
+    made = [file for need in needed for file in ([need.record] if need.name in taken else need.outputs)]
+    return made + list(job.files)
 
 def asked(
     study,
@@ -306,6 +312,46 @@ def targets(study)->dict:
     found = {kind: [j.name for j in study.jobs.values() if j.kind == kind] for kind in ('pretrain', 'train', 'evaluate')}
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
+
+# %% ../nbs/23_study.ipynb #c3f1a00002
+def differs(
+    record:dict, # of a run
+    job:Job,     # as the profile has it
+):               # name of the first parameter that has another value, or None
+    "How a record's run is another one than a job describes."
+    asked, had = job.parameters | job.parameters.get('settings', {}), record['params']
+    may = {'threads', 'gpus'} # change how fast a run is, not what it is
+    if record['kind'] == 'evaluate' and not had['train_ratio']: # nothing is sampled
+        may |= {'ratios', 'seeds', 'ensembles', 'agreement_ratios'}
+    said = lambda k, v: k in had and k not in may and not (isinstance(v, str) and isinstance(had[k], list)) # such as recipes: paper
+    told = {k: v for k, v in asked.items() if said(k, v)}
+    if 'overrides' in told: told['overrides'] = [o for o in told['overrides'] if not o.startswith('train.log_period')]
+    return next((k for k, v in told.items() if v != had[k]), None)
+
+def recorded(
+    study:Study,
+    root='.', # the project
+)->set:       # of names
+    "The jobs that need not run, since their records are there and nothing that has to run needs more of them."
+    if not study.plain['take_records']: return set()
+    runs = {name: job for name, job in study.jobs.items() if job.kind != 'figure'}
+    here = {name for name, job in runs.items() if Path(root, job.executed).exists()} # of these snakemake knows more
+    there = set()
+    for name, job in runs.items(): # what a job needs comes before it
+        if name not in here and _fits(Path(root), job) and (here | there).issuperset(job.needs): there.add(name)
+    for name in runs.keys() - here - there: there -= {*_remade(runs, name)}
+    return there
+
+def _fits(root, job):
+    "Is a job's record there, made with its parameters?"
+    if not (root/job.record).is_file(): return False
+    try: record = read_record(root/job.record)
+    except MimdetError: return False
+    return not differs(record, job)
+
+def _remade(runs, name):
+    "All that a job needs, directly or not."
+    for need in runs[name].needs: yield from (need, *_remade(runs, need))
 
 # %% ../nbs/23_study.ipynb #24-a62db928
 OVERHEAD = 8 # seconds in which a notebook starts, and packages are imported

@@ -1,6 +1,6 @@
 """The whole study at smoke size, in a copy of the project: killed it goes on, then it has nothing to do, then it redoes what a removed record asks for and no more;
 what fails is named and loses nothing else; what is shown and was not measured is found."""
-import base64, contextlib, fcntl, json, os, signal, subprocess, sys, threading, time
+import base64, contextlib, fcntl, json, os, shutil, signal, subprocess, sys, threading, time
 import nbformat, pytest, yaml
 from conftest import ROOT, WARM, copy_project, run_command
 from mimdet.core import fingerprint, read_json
@@ -50,6 +50,25 @@ def test_only_what_is_stale_and_the_same_again(project):
     assert redone.returncode == 0, redone.stdout + redone.stderr
     assert {name for name in before if times(records, [name])[name] != before[name]} == {'train_v1_sr0.5_seed0', 'evaluate_v1_sr0.5_seed0'}
     assert {name: (figures/name).read_bytes() for name in tables} == tables # same seeds, same machine, same day
+
+def test_committed_records_stand_for_runs(project, tmp_path):
+    "In a fresh copy with the records of a study: only figures are left; where one is gone, what it needs is made again, and no more."
+    fresh = copy_project(tmp_path/'fresh')
+    shutil.copytree(project/'results'/'runs'/'smoke', fresh/'results'/'runs'/'smoke', dirs_exist_ok=True)
+    profile = fresh/'profiles'/'smoke.yaml'
+    profile.write_text(profile.read_text() + 'take_records: true\n')
+    def left(*options):
+        done = reproduce(fresh, 'smoke', '-n', *options)
+        assert done.returncode == 0, done.stderr
+        return {line for line in done.stdout.splitlines() if line in runs}
+    runs = {p.stem for p in (fresh/'results'/'runs'/'smoke').iterdir()}
+    assert left() == set() and left('--anew') == runs
+    done = reproduce(fresh, 'smoke', '--target', 'table_ratio')
+    assert done.returncode == 0 and 'jobs are done by their committed records' in done.stdout
+    assert (fresh/'figures'/'smoke'/'table_ratio.csv').read_bytes() == (project/'figures'/'smoke'/'table_ratio.csv').read_bytes()
+    (fresh/'results'/'runs'/'smoke'/'evaluate_no_vit_seed0.json').unlink()
+    assert left() == {'data', 'train_no_vit_seed0', 'evaluate_no_vit_seed0'}
+    assert 'train_v1_sr0.5_seed0' in left('--target', 'train_v1_sr0.5_seed0', '--anew') and left('--target', 'train_v1_sr0.5_seed0') == set()
 
 def test_target(project):
     (project/'figures'/'smoke'/'table_ratio.md').unlink()

@@ -11,7 +11,7 @@ from mimdet.core import MimdetError, read_json, write_json
 from mimdet.plots import captions_of, sampled_view, save_figure, smooth, training_curves
 from mimdet.recipes import PUBLISHED
 from mimdet.results import (ablation_table, caption, cost_of, digest, encoder_use, ensemble_table, escape, latex, load, main_table, markdown, models, ordered, published, ratio_table, read_digest,
-    runs_frame, sampling_spread, sampling_table, save_table, select, spread, verdict, write_table)
+    runs_frame, sampling_spread, sampling_table, save_table, select, spread, write_table)
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene, study, train, write)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_spread(values, mean, sd, sampling_sd):
 
 def test_missing_is_not_a_number():
     cells = only([train('a')])
-    assert {cells[c] for c in cells.index if c.startswith('@')} == {'not run'} and cells['best box AP50'] == 'not run' and cells['encoder'] == 'not run'
+    assert {cells[c] for c in cells.index if c.startswith('@')} == {'not run'} and cells['best box AP50'] == 'not run'
 
 def test_missing_evaluation_of_one_seed_is_told():
     assert only([train('a'), train('a', seed=1), evaluate('a', [row(.5, 30, 20)])])['trainings'] == '2, 1 evaluated'
@@ -113,7 +113,7 @@ def test_main_table_has_every_published_row_and_fills_none():
     assert len(table) == 10 and table['published model'].iloc[-1] == 'Swin-B' and table['published parameters (M)'].iloc[-1] == 'n/a (paper)'
     assert table.ours.tolist() == ['v1_sr0.25', 'not run', 'v1_sr0.5', 'not run', 'benchmarking', 'not run', 'not run', 'v2_sr0.5', 'not run', 'not run']
     empty = table[table.ours == 'not run']
-    assert {*empty[['@1', '@train', 'AP50 @1', 'difference @1', 'parameters (M)', 'encoder']].to_numpy().flat} == {'not run'} and (empty['published @1'] != 'not run').all()
+    assert {*empty[['@1', '@train', 'AP50 @1', 'difference @1', 'parameters (M)']].to_numpy().flat} == {'not run'} and (empty['published @1'] != 'not run').all()
 
 def test_main_table_of_a_profile_that_names_nothing(): assert (main_table(STUDY, []).page.ours == 'not run').all()
 
@@ -130,20 +130,12 @@ def test_main_table_carries_the_diagnostics():
     for column in ('box AP @0.02', 'lost @0.02', 'gained @1', 'c4 moved', 'box AP, stem guess', 'lost, stem guess'):
         cell = number(table, ours='v1_sr0.5', column=column)
         assert cell['n'] == 2 and not pd.isna(cell['sd'])
-    assert number(table, ours='benchmarking', column='encoder')['text'] == 'sees all tokens'
+    assert number(table, ours='benchmarking', column='lost @0.02')['text'] == 'n/a'
 
-# --- is the encoder in use? ---
-
-@pytest.mark.parametrize('own, probe, one, stem, said', [
-    (30, 27, 30, 20, 'in use'), (30, 27.04, 30, 20, 'in use'), (30, 27, 31, None, 'in use'), (30, 27, 30, 28, 'in use, but a linear guess from the stem would do'),
-    (30, 27, 29.9, 20, 'in use, but worse with all tokens'), (30, 27, 29.96, 20, 'in use'), (30, 27, 29, 29, 'in use, but worse with all tokens and a linear guess from the stem would do'),
-    (30, 27.1, 30, 20, 'not in use'), (30, 33, 30, 33, 'not in use'), (None, 3, 3, 3, 'not run'), (30, None, 30, 3, 'not run'), (30, 3, None, 3, 'not run'), (2, 0, 2, 0, 'AP too low to tell')])
-def test_verdict(own, probe, one, stem, said): assert verdict(own, probe, one, stem) == said
+# --- what the encoder is worth ---
 
 def test_encoder_use():
     use = encoder_use(STUDY, [*RATIO_ROWS, 'v2_sr0.5', 'no_vit', 'benchmarking', 'patchify', 'decoder0']).page.set_index('model')
-    assert use['encoder'].to_dict() == {'v1_sr0.25': 'in use', 'v1_sr0.5': 'in use', 'v1_sr1.0': 'in use', 'v2_sr0.5': 'not in use', 'no_vit': 'none', 'benchmarking': 'sees all tokens',
-                                        'patchify': 'in use', 'decoder0': 'not run'}
     assert use.loc['patchify', 'box AP, stem guess'] == 'n/a' and use.loc['v1_sr1.0', 'c4 moved'].startswith('5') # of 1.0 itself: that at 0.25
 
 def test_losses_are_taken_training_by_training():
@@ -158,7 +150,7 @@ def test_ablations_differ_from_the_first_row():
     page = table.page.set_index('model')
     assert page.loc['v1_sr0.5', ['difference @train', 'difference @1']].tolist() == ['–', '–']
     assert page.loc['decoder0', '@1'] == page.loc['decoder0', 'difference @1'] == 'not run'
-    assert page.loc['no_vit', '@train'] == page.loc['no_vit', '@1'] and page.loc['no_vit', 'encoder'] == 'none'
+    assert page.loc['no_vit', '@train'] == page.loc['no_vit', '@1']
     at = lambda model, column: number(table, model=model, column=column, task='box')
     here, main, difference = at('random', '@1'), at('v1_sr0.5', '@1'), at('random', 'difference @1')
     assert difference['mean'] == pytest.approx(here['mean'] - main['mean']) and difference['sd'] == pytest.approx((here['sd']**2 + main['sd']**2)**.5, abs=1e-3) and difference['n'] == 2

@@ -6,16 +6,21 @@ import argparse, fcntl, os, re, shutil, subprocess, sys, threading, time
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record, run_seconds
-from mimdet.study import AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, inputs, missing, probe, rates_before, read_study, schedule, targets
+from mimdet.study import (AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, inputs, missing, probe, rates_before,
+    read_study, recorded, schedule, targets)
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
 ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
 
+ANEW = '--anew' # run what committed records stand for, too
+
 def command(profile, target, cores, *options):
     # snakemake's own lock outlives a killed run; ours does not
-    return ['snakemake', '--nolock', '--config', f'profile={profile}', '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
+    settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options)
+    options = [option for option in options if option != ANEW]
+    return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
 
 def visible_gpus():
     "The names by which CUDA knows the GPUs that it may use; none without a driver."
@@ -130,6 +135,8 @@ def main(profile, target, cores, dry, options, lock):
     absent, call = missing(study, needed), (target, cores, *options)
     if absent and not dry: complain(study, absent)
     left = needed if absent else waiting(study, *call)
+    taken = [] if ANEW in options else sorted(recorded(study, ROOT))
+    if taken: print(f'profile {profile}: {len(taken)} of {len(study.jobs)} jobs are done by their committed records ({ANEW} runs them again)')
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)

@@ -7,7 +7,7 @@ from pathlib import Path
 from figures import ROOT, draw_all
 from mimdet.core import MimdetError, complaining, read_record
 from mimdet.results import read_digest
-from mimdet.study import read_study
+from mimdet.study import differs, read_study
 from numbers_in_text import check_numbers
 
 TABLES = {'.csv', '.md', '.tex'}
@@ -33,15 +33,6 @@ def strange(record, source):
     splits = [split for split in had if split in made and had[split] != made[split]]
     weights = record['weights'].get('in'), source['weights'].get('out')
     return ', '.join(splits + ['weights']*(None not in weights and weights[0] != weights[1]))
-
-def differs(record, job):
-    "The first parameter of a run that its record has with another value."
-    asked, had = job.parameters | job.parameters.get('settings', {}), record['params']
-    may = {'threads', 'gpus'} # change how fast a run is, not what it is
-    if record['kind'] == 'evaluate' and not had['train_ratio']: may |= {'ratios', 'seeds', 'ensembles', 'agreement_ratios'} # nothing is sampled
-    told = {k: v for k, v in asked.items() if k in had and k not in may and not (isinstance(v, str) and isinstance(had[k], list))} # such as recipes: paper
-    if 'overrides' in told: told['overrides'] = [o for o in told['overrides'] if not o.startswith('train.log_period')]
-    return next((k for k, v in told.items() if v != had[k]), None)
 
 def check_figures(study):
     "Complaints about a profile's tables and figures."
