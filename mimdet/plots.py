@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'QUIET', 'PAPER', 'FRAME', 'DASHES', 'NO_VIT', 'SPREAD', 'BANDS', 'COSTS', 'SHAPES', 'BY_SIZE',
            'MARKS', 'FOUND', 'LOSSES', 'SHOWN', 'style', 'draw_tokens', 'save_figure', 'sign', 'say', 'captions_of',
-           'looks', 'curve', 'draw_curve', 'evaluated', 'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_by_size',
-           'spread', 'sampling', 'smooth', 'training_curves', 'decode_image', 'sampled_view', 'show_image', 'paint',
-           'draw_objects', 'label_size', 'label_place', 'predictions', 'with_examples', 'category_colours',
-           'what_it_sees', 'reconstructions']
+           'looks', 'curve', 'draw_curve', 'evaluated', 'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_along',
+           'ap_by_size', 'spread', 'sampling', 'smooth', 'training_curves', 'decode_image', 'sampled_view',
+           'show_image', 'paint', 'draw_objects', 'label_size', 'label_place', 'predictions', 'with_examples',
+           'category_colours', 'what_it_sees', 'reconstructions']
 
 # %% ../nbs/17_plots.ipynb #02-59959016
 import io
@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from pycocotools import mask as rle
 from .core import MimdetError, atomic_path, decode_bytes
-from .results import PROBE_RATIO, RATIOS, TASKS, aps, change, cost_of, field, made_from, measurements, model_name, models, of_kind, ordered, source_line, summary
+from .results import ALONG, PROBE_RATIO, RATIOS, TASKS, aps, change, cost_of, field, made_from, measurements, model_name, models, of_kind, ordered, series, source_line, summary
 
 # %% ../nbs/17_plots.ipynb #07-cff8963e
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#555555')
@@ -185,6 +185,34 @@ def _cost_lines(ax, records, found, known, mode, pick):
         ax.set(xticks=[])
     elif mode: ax.set_xlim(left=0)
     return used
+
+# %% ../nbs/17_plots.ipynb #d4a1b00002
+def ap_along(
+    records,
+    rows,      # dictionaries: line, model
+    along:str, # a key of `mimdet.results.ALONG`
+):
+    "Box AP at ratio 1 and at the training ratio, a colour for each line."
+    found, _ = evaluated(records)
+    lines = series(records, rows, along)
+    with style():
+        fig, ax = plt.subplots(figsize=(6.2, 4.1))
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        for color, (line, points) in zip(PALETTE, lines.items()):
+            _along(ax, [(x, aps(found, m.key, 1.)) for x, m in points], color=color, linestyle='-', label=line)
+            parts = [(x, aps(found, m.key, m.ratio)) for x, m in points if m.ratio < 1]
+            _along(ax, parts, color=color, linestyle=':', label=None)
+        ax.set(xscale='log', xlabel=ALONG[along][0], ylabel='box AP', ylim=(0, None))
+        ax.set_xticks(ticks, [f'{x:,}' for x in ticks])
+        ax.minorticks_off()
+        legend(fig, ax)
+        sign(fig, records, f'The encoder sees all tokens. Dotted: as many as in training.\n{BANDS}')
+    return fig
+
+def _along(ax, points, **look):
+    "Box AP over x, where it was measured."
+    known = [(x, v['box']['mean'], v['box']['sd'] or 0.) for x, v in points if v and v['box']['n']]
+    if known: draw_curve(ax, *np.array(known).T, **look)
 
 # %% ../nbs/17_plots.ipynb #30-72a48a05
 BY_SIZE = dict(APs='small (< 32² pixels)', APm='medium', APl='large (≥ 96² pixels)')

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['INITIALISATIONS', 'FILLS', 'BACKBONES', 'TASKS', 'APS', 'SETTING', 'NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS',
-           'RATIOS', 'PROBE_RATIO', 'PROBES', 'LABELS', 'PAPER', 'HIDDEN', 'NETWORK', 'AGREEMENT', 'HOW_CELLS_READ',
-           'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'load', 'field', 'of_kind',
-           'machine', 'runs_frame', 'Model', 'model_name', 'models', 'select', 'check_origins', 'measurements',
-           'spread', 'change', 'difference', 'Setting', 'summary', 'aps', 'number', 'cell', 'Table', 'make_table',
-           'with_cells_of', 'published', 'on_coco', 'against_published', 'c4_shares', 'diagnostics', 'encoder_use',
-           'ordered', 'main_table', 'ratio_table', 'missing', 'same_recipe', 'same_kind', 'sampling_spread',
-           'ablation_table', 'network', 'cost_of', 'ensemble_table', 'sampling_table', 'digest', 'made_from',
-           'read_digest', 'caption', 'took', 'source_line', 'markdown', 'write_table', 'escape', 'latex', 'save_table',
-           'output_folder']
+           'RATIOS', 'PROBE_RATIO', 'PROBES', 'LABELS', 'PAPER', 'HIDDEN', 'ALONG', 'NETWORK', 'AGREEMENT',
+           'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER', 'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'load', 'field',
+           'of_kind', 'machine', 'runs_frame', 'Model', 'model_name', 'models', 'select', 'check_origins',
+           'measurements', 'spread', 'change', 'difference', 'Setting', 'summary', 'aps', 'number', 'cell', 'Table',
+           'make_table', 'with_cells_of', 'published', 'on_coco', 'against_published', 'c4_shares', 'diagnostics',
+           'encoder_use', 'ordered', 'main_table', 'ratio_table', 'missing', 'same_recipe', 'same_kind',
+           'sampling_spread', 'ablation_table', 'series', 'series_table', 'network', 'cost_of', 'ensemble_table',
+           'sampling_table', 'digest', 'made_from', 'read_digest', 'caption', 'took', 'source_line', 'markdown',
+           'write_table', 'escape', 'latex', 'save_table', 'output_folder']
 
 # %% ../nbs/16_results.ipynb #02-360ad304
 import hashlib, json, re, tempfile
@@ -454,6 +454,40 @@ def _ablation_row(row, m, main, found, shares):
         compared = '–' if m and m is main else ours and theirs and {task: difference(ours[task], theirs[task]) for task in TASKS.values()}
         out |= {f'@{name}': ours, f'difference @{name}': compared}
     return out | (diagnostics(m, found, shares) if m else dict.fromkeys(PROBES)) | {'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2)}
+
+# %% ../nbs/16_results.ipynb #d4a1a00002
+ALONG = { # what a line runs along: its label, and where a training record has it
+    'images': ('labelled images', ('dataset', 'images')),
+    'iterations': ('training steps', ('params', 'iterations')),
+}
+
+def series(
+    records,
+    rows,      # dictionaries: line, model
+    along:str, # a key of `ALONG`
+)->dict:       # {line: [(x, Model)]}, by ascending x
+    "The models of each line, and where they stand on it. Those that were not trained are left out."
+    trained = {model_name(r): field(r, *ALONG[along][1]) for r in of_kind(records, 'train')}
+    known, lines = models(records), {}
+    for row in rows:
+        points = lines.setdefault(row['line'], [])
+        if row['model'] in known: points.append((trained[row['model']], known[row['model']]))
+    return {line: sorted(points) for line, points in lines.items()}
+
+def series_table(
+    records,
+    rows,      # dictionaries: line, model
+    along:str, # a key of `ALONG`
+)->Table:
+    "One row per line and place on it: box and mask AP at the training ratio and at 1."
+    chosen = select(records, rows)
+    found, lines = summary(chosen), series(chosen, rows, along)
+    label = ALONG[along][0]
+    made = [{label: f'{x:,}', 'line': line, 'model': m.key, '@train': aps(found, m.key, m.ratio), '@1': aps(found, m.key, 1.),
+             'AP50 @1': aps(found, m.key, 1., ap='AP50')} for line, points in lines.items() for x, m in points]
+    missed = [{label: NOT_RUN, 'line': row['line'], 'model': row['model'], '@train': None, '@1': None, 'AP50 @1': None}
+              for row in rows if row['model'] in missing(chosen, rows)]
+    return make_table(made + missed, [label, 'line', 'model'])
 
 # %% ../nbs/16_results.ipynb #69-360659fa
 NETWORK = {'backbone', 'dim', 'depth', 'heads', 'decoder_dim', 'decoder_depth', 'decoder_heads', 'fill', 'window', 'channels', 'levels'} # fields of a recipe that change its cost
