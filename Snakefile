@@ -33,5 +33,5 @@ for job in (job for name, job in jobs.items() if name not in taken):
         params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
         threads: job.threads
         priority: priority(study, job)
-        resources: gpu=job.gpus, gpu_places=study.gpu_places(job), runtime=minutes(study, job)
+        resources: gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), runtime=minutes(study, job)
         shell: 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

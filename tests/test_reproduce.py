@@ -179,6 +179,28 @@ def test_runs_share_the_gpus(tmp_path, monkeypatch):
     both, seen = take(2, 2, True)
     assert seen == '0,2' and not second
 
+def test_the_multi_process_service_is_begun_and_ended(project, tmp_path):
+    "Stand-ins for a GPU's tools: what the service was told, and what the runs saw of it."
+    told = tmp_path/'told'
+    stand_ins = {'nvidia-smi': 'echo "GPU 0: one (UUID: a)"',
+                 'nvidia-cuda-mps-control': f'if [ "$1" = -d ]; then echo start $CUDA_MPS_PIPE_DIRECTORY >> {told}; else read word; echo $word $CUDA_MPS_PIPE_DIRECTORY >> {told}; fi',
+                 'snakemake': f'case "$*" in *--dry-run*) printf "data 1\\n";; *) echo run $CUDA_MPS_PIPE_DIRECTORY $MIMDET_GPUS "$@" >> {told};; esac'}
+    for name, text in stand_ins.items():
+        (tmp_path/name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path/name).chmod(0o755)
+    profile = project/'profiles'/'shared.yaml'
+    profile.write_text((project/'profiles'/'smoke.yaml').read_text() + 'gpu_share: 9\n')
+    environment = {k: v for k, v in os.environ.items() if k != 'CUDA_VISIBLE_DEVICES'} | dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    done = reproduce(project, 'shared', '--target', 'data', env=environment)
+    start, run, end = told.read_text().splitlines()
+    pipe = start.split()[1]
+    assert done.returncode == 0 and run.startswith(f'run {pipe} 0 ') and 'gpu_places=9 gpu_runs=9' in run and end == f'quit {pipe}'
+    assert not os.path.exists(pipe)
+    told.unlink(); (tmp_path/'nvidia-cuda-mps-control').unlink()
+    reproduce(project, 'shared', '--target', 'data', env=environment)
+    assert told.read_text().startswith('run 0 ') and 'gpu_places=9 gpu_runs=3' in told.read_text()
+    profile.unlink()
+
 def test_more_gpus_than_there_are(project, tmp_path):
     "A driver that tells of two, one of which CUDA may use."
     (tmp_path/'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: one (UUID: a)"\necho "  MIG"\necho "GPU 1: two (UUID: b)"\n')

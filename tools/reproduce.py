@@ -2,7 +2,8 @@
 
 Before: how many runs there are and how long they will take, and which files are missing. While it runs: what is done, and what is left.
 A run that fails does not stop the others; at the end it is named with its log."""
-import argparse, fcntl, os, re, shutil, subprocess, sys, threading, time
+import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record, run_seconds
@@ -12,6 +13,8 @@ from mimdet.study import (AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
+KEEP_MEMORY = { # or the C library would give large tensors' memory back after each operation, and clear it anew for the next
+    'MALLOC_MMAP_THRESHOLD_': str(4*2**30), 'MALLOC_TRIM_THRESHOLD_': str(16*2**30), 'MALLOC_TOP_PAD_': str(2**28)}
 ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
 
 ANEW = '--anew' # run what committed records stand for, too
@@ -35,7 +38,25 @@ def on_this_machine(study, names):
     there = visible_gpus()
     for job in (study.jobs[n] for n in names):
         if job.gpus > max(1, len(there)): raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {len(there)}: set train.common.gpus in profiles/{study.profile}.yaml, or run it on a cluster (profiles/slurm)')
-    return (['--resources', f'gpu_places={len(there)*study.gpu_share}'], dict(MIMDET_GPUS=','.join(there))) if there else ([], {})
+    if not there: return [], {}
+    at_once = study.gpu_share if MPS else min(study.gpu_share, WITHOUT_MPS)
+    return ['--resources', f'gpu_places={len(there)*study.gpu_share}', f'gpu_runs={len(there)*at_once}'], dict(MIMDET_GPUS=','.join(there))
+
+MPS = shutil.which('nvidia-cuda-mps-control')
+WITHOUT_MPS = 3 # runs that share a GPU where they have to take turns on it
+
+@contextmanager
+def sharing(study, on_gpus):
+    """The environment in which runs share a GPU side by side: CUDA's multi-process service, begun here and ended, with its own folder.
+    No setting of the card is touched. Where it is not installed, or nothing is shared: nothing."""
+    if not (MPS and on_gpus and study.gpu_share > 1): return (yield {})
+    with tempfile.TemporaryDirectory(prefix='mps') as folder: # short, since it holds sockets
+        own = dict(CUDA_MPS_PIPE_DIRECTORY=f'{folder}/pipe', CUDA_MPS_LOG_DIRECTORY=f'{folder}/log')
+        for path in own.values(): os.mkdir(path)
+        begun = subprocess.run([MPS, '-d'], env=os.environ | own, capture_output=True, text=True)
+        if begun.returncode: print(f'{MPS} does not start ({begun.stderr.strip()}): runs take turns on the GPU', flush=True)
+        try: yield {} if begun.returncode else own
+        finally: subprocess.run([MPS], input='quit\n', env=os.environ | own, capture_output=True, text=True)
 
 def waiting(study, *call):
     "The jobs that snakemake would run."
@@ -144,13 +165,15 @@ def main(profile, target, cores, dry, options, lock):
     if dry: return
     limits, environment = ([], {}) if elsewhere else on_this_machine(study, left)
     progress = Progress(study, seconds, wall)
-    running = subprocess.Popen(command(profile, *call, *limits, *QUIET), cwd=ROOT, env=os.environ | environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
-    progress.start()
-    try: code = running.wait()
-    except KeyboardInterrupt: # snakemake was told too: let it put its house in order
-        running.wait()
-        sys.exit('interrupted: call again to go on')
-    progress.over.set()
+    with sharing(study, environment) as shared:
+        environment = os.environ | KEEP_MEMORY | environment | shared
+        running = subprocess.Popen(command(profile, *call, *limits, *QUIET), cwd=ROOT, env=environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
+        progress.start()
+        try: code = running.wait()
+        except KeyboardInterrupt: # snakemake was told too: let it put its house in order
+            running.wait()
+            sys.exit('interrupted: call again to go on')
+        progress.over.set()
     print(f'{len(progress.done())} of {len(left)} jobs done in {span(time.time() - progress.started)} (estimated: {span(wall)})')
     for name, log in failures(study, left, progress.started).items(): print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
     if code: sys.exit(f'not all of profile {profile} was made: mend what failed and call again, what is done stays done')
