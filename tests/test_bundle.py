@@ -143,9 +143,9 @@ def test_nothing_made_here_goes_in():
     assert megabytes(ROOT/f for f in files) < 10.5
 
 def test_size_of_the_packages(machine):
-    "Unpacked; xz brings 150 MB to about 45."
+    "Unpacked; xz brings 200 MB to about 42."
     packages = [p for p in (machine/'mimdet-here'/'packages').rglob('*') if p.is_file()]
-    assert megabytes(packages) < 180 and len([p for p in packages if p.parent.name == '72x72']) < 200
+    assert megabytes(packages) < 210 and len([p for p in packages if p.parent.name == '72x72']) < 200
 
 def test_bundle_works(machine, emoji, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER'))} | dict(PATH=f'{machine}/python/bin:/usr/bin:/bin')
