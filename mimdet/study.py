@@ -7,7 +7,8 @@ __all__ = ['KEYS', 'NEEDED', 'ROWS', 'FIGURES', 'FILES', 'DRAWN_BY', 'TARGETS', 
            'check_section', 'check_needed', 'check_keys', 'profiles', 'read_models', 'Study', 'data_jobs',
            'pretrain_jobs', 'train_jobs', 'evaluate_jobs', 'release_jobs', 'cost_jobs', 'bench_jobs', 'subjects',
            'figure_jobs', 'read_study', 'inputs', 'asked', 'missing', 'targets', 'differs', 'recorded', 'usual_image',
-           'one_pass', 'work', 'priority', 'estimate', 'rates_before', 'schedule', 'probe', 'gpu_hours', 'minutes']
+           'one_pass', 'work', 'priority', 'estimate', 'rates_before', 'schedule', 'probe', 'gpu_hours', 'gpu_rates',
+           'disk', 'minutes']
 
 # %% ../nbs/23_study.ipynb #02-7d1b00c2
 import heapq
@@ -15,10 +16,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 import yaml
 from .core import MimdetError, datasets_dir, read_record
 from .flops import flops
-from .recipes import nearest, recipe
+from .recipes import nearest, parameters, recipe
 
 # %% ../nbs/23_study.ipynb #05-3d6ffaab
 @dataclass(frozen=True)
@@ -469,6 +471,33 @@ def gpu_hours(
     r = recipe(AUTHORS['recipe'])
     theirs = 3*one_pass(r, True)*r.batch*r.iterations
     return work(study, job)/theirs*AUTHORS['gpu_hours']
+
+def gpu_rates(
+    root='.', # the project
+)->dict:      # {GPU and file: multiply-adds a second}
+    "How fast GPUs train at the paper's image size, by the cost records that are there."
+    found = {}
+    for path in sorted(Path(root, 'results', 'runs').glob('*/cost.json')):
+        record = read_record(path)
+        if 'gpu' not in record['hardware']: continue
+        rates = [_rate(row) for row in record['metrics']['rows']
+                 if row.get('mode') == 'training' and row.get('seconds') and row['height'] >= 640]
+        if rates: found[f'{record["hardware"]["gpu"]}, {path.relative_to(root)}'] = median(rates)
+    return found
+
+def _rate(row):
+    r = recipe(row['recipe'])
+    once = flops(r, row['ratio'] or 1., row['height'], row['width'], proposals=r.rois, detections=r.rois//4)['total']
+    return 3*once*row['batch']/median(row['seconds'])
+
+def disk(
+    study:Study,
+    names, # of jobs
+)->tuple:  # bytes that stay, bytes that the largest training needs beside them while it runs
+    "What trainings write: weights, and a checkpoint with AdamW's two moments, kept until the next one is whole."
+    sizes = [4*sum(parameters(study.models[study.jobs[n].parameters['model']]['built']).values())
+             for n in names if study.jobs[n].kind == 'train']
+    return sum(sizes), 2*3*max(sizes, default=0)
 
 def minutes(
     study:Study,

@@ -30,6 +30,7 @@ def test_dry_run_names_everything(project, tmp_path):
     profile = yaml.safe_load((ROOT/'profiles'/'coco.yaml').read_text())
     for model in profile['train']['models']: assert f'\ntrain_{model}_seed0\n  python tools/run_notebook.py nbs/experiments/train.ipynb' in told
     assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told and ' jobs to do, about ' in told
+    assert "the paper's own rows alone (TARGET=table1): 9 models" in told and 'GB of weights stay' in told and 'GB on each GPU for train_' in told
 
 def test_only_what_is_needed_is_missing(project, tmp_path):
     done = reproduce(project, 'coco', '-n', '--target', 'table4', datasets=tmp_path)

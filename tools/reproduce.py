@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from mimdet.core import MimdetError, complaining, hardware, read_record, run_seconds
-from mimdet.study import (AUTHORS, OVERHEAD, RATES, asked, estimate, gpu_hours, inputs, missing, probe, rates_before,
-    read_study, recorded, schedule, targets)
+from mimdet.study import (AUTHORS, OVERHEAD, RATES, asked, disk, estimate, gpu_hours, gpu_rates, inputs, missing, probe,
+    rates_before, read_study, recorded, schedule, targets, work)
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -76,6 +76,29 @@ def took_before(study):
 
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
+def needs(study, left, hours):
+    "Tell what the paper's own rows take, what a GPU of today would need, and how much disk and memory."
+    rows = [n for n in asked(study, 'table1') if n in hours] if 'table1' in targets(study) else []
+    if rows:
+        models = {study.jobs[n].parameters['model'] for n in rows if study.jobs[n].kind == 'train'}
+        print(f"  the paper's own rows alone (TARGET=table1): {len(models)} models, about {sum(hours[n] for n in rows):.3g} GPU hours")
+    for gpu, rate in gpu_rates(ROOT).items():
+        on = lambda names: sum(work(study, study.jobs[n]) for n in names)/rate/3600
+        print(f'  on {gpu}: about {on(hours):.3g} GPU hours' + (f", {on(rows):.3g} for the paper's own rows" if rows else ''))
+    kept, running = disk(study, left)
+    print(f'  disk: {kept/1e9:.3g} GB of weights stay; the largest training writes {running/1e9:.3g} GB more while it runs')
+    largest = {n: memory(study, n) for n in left if study.jobs[n].kind == 'train'}
+    if largest:
+        name = max(largest, key=largest.get)
+        print(f'  memory: about {largest[name]/1e9:.0f} GB on each GPU for {name}, estimated; where it does not fit, activations are computed twice')
+
+def memory(study, name):
+    "Bytes that a training takes on each of its GPUs."
+    from mimdet.recipes import parameters, to_config # torch takes seconds
+    from mimdet.train import training_memory
+    job, r = study.jobs[name], study.models[study.jobs[name].parameters['model']]['built']
+    return training_memory(to_config(r), max(1, r.batch//max(1, job.gpus)), sum(parameters(r).values()))
+
 def plan(study, left, cores, elsewhere):
     "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
     known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in RATES]
@@ -83,6 +106,7 @@ def plan(study, left, cores, elsewhere):
         hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
         print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
               f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
+        needs(study, left, hours)
         seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
         return seconds, sum(seconds.values())
     rates = rates_before(study, known)
