@@ -7,10 +7,10 @@ __all__ = ['mimdet_models', 'mimdet_doctor', 'mimdet_data', 'mimdet_pretrain', '
            'mimdet_evaluate', 'mimdet_predict']
 
 # %% ../nbs/25_commands.ipynb #02-bf4a57c7
-import sys, warnings
+import json, sys, warnings
 from pathlib import Path
 from fastcore.script import Param
-from .core import MimdetError, atomic_path, command, write_json
+from .core import MimdetError, atomic_path, command, released_files, safetensors_metadata, write_json
 
 # %% ../nbs/25_commands.ipynb #05-e4fa870e
 @command
@@ -35,6 +35,18 @@ def mimdet_models(
     print('Parameters include the frozen position embeddings. v1 keeps them for images of 224 pixels, v2 for 800, '
           'the baseline for 1024. The authors count base v1 at 800 pixels (127,561,552 with img_size=800), '
           'large v1 at 224. Weights of either grid load into any of them.')
+    _list_released()
+
+def _list_released():
+    "Released weights, by name: their recipe, scores, and what they are."
+    found = {name: safetensors_metadata(path) for name, path in released_files().items()}
+    found = {name: words for name, words in found.items() if 'released' in words}
+    if not found: return print('\nNo released weights are here: they lie in the folder weights of the repository, which MIMDET_WEIGHTS can name.')
+    print('\nReleased weights: a name stands for its file wherever weights are asked for')
+    for name, words in found.items():
+        scores = ', '.join(f'{label} {value:g}' for label, value in json.loads(words['scores']).items())
+        data = json.loads(words['dataset'])['name']
+        print(f'{name:34}{words.get("recipe") or "masked autoencoder":28}{data}: {scores}')
 
 # %% ../nbs/25_commands.ipynb #08-eae101bf
 @command
@@ -155,9 +167,9 @@ def mimdet_train(
     output:str='',       # output folder; default: the configuration's, runs/train
     epochs:float=0,      # passes over the data; 0: the recipe's
     batch:int=0,         # images a step; 0: the recipe's; iterations and learning rate follow
-    mae:str='',          # full MAE file to start from
+    mae:str='',          # full MAE file to start from, or released weights
     first:int=0,         # train on the first images only; 0: on all
-    init:str='',         # detector to start from
+    init:str='',         # detector to start from, or released weights
     allow_partial:bool=False, # take from these files what fits, and keep the rest as it is
     seed:int=None,       # of everything random; default: the configuration's, 0
     device:str='',       # cpu, cuda, ...; default: the configuration's, the GPU if there is one
@@ -201,7 +213,7 @@ def _parse_ratios(text):
 
 @command
 def mimdet_evaluate(
-    run:str,           # output folder of mimdet_train, or a recipe name together with --weights
+    run:str,           # output folder of mimdet_train, released weights, or a recipe name together with --weights
     dataset:str='',    # annotations.json:images/, or coco_2017_val; default: the run's validation set
     ratio:str='',      # sample ratios, separated by commas; default: the model's own
     strategy:str='',   # random, grid or block; default: the model's own
@@ -240,7 +252,7 @@ def mimdet_evaluate(
 # %% ../nbs/25_commands.ipynb #28-12b5de0d
 @command
 def mimdet_predict(
-    run:str,             # output folder of mimdet_train, or a recipe name together with --weights
+    run:str,             # output folder of mimdet_train, released weights, or a recipe name together with --weights
     images:str,          # an image, a folder of images, or several of either separated by commas
     output:str='predictions', # folder for the drawn images and predictions.json
     threshold:float=0.5, # keep objects scored at least this

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RECORD_SCHEMA', 'MimdetError', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256',
-           'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'complaining', 'command',
-           'check_parameters', 'versions', 'git_state', 'cpu_name', 'hardware', 'peak_memory_mb', 'fingerprint',
-           'make_record', 'read_record', 'run_seconds', 'encode_bytes', 'decode_bytes']
+           'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'released_files',
+           'safetensors_metadata', 'complaining', 'command', 'check_parameters', 'versions', 'git_state', 'cpu_name',
+           'hardware', 'peak_memory_mb', 'fingerprint', 'make_record', 'read_record', 'run_seconds', 'encode_bytes',
+           'decode_bytes']
 
 # %% ../nbs/00_core.ipynb #02-98604cd0
 import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
@@ -88,6 +89,22 @@ def project_root(
     for folder in (start, *start.parents):
         if (folder/'settings.ini').is_file(): return folder
     raise MimdetError(f'{start} is not inside a checkout of mimdet: no settings.ini here or above')
+
+# %% ../nbs/00_core.ipynb #e5a1000002
+def released_files()->dict:
+    "{name: path} of the safetensors files in the folder of released weights."
+    folder = Path(os.environ.get('MIMDET_WEIGHTS') or Path(__file__).resolve().parent.parent/'weights')
+    return {path.stem: path for path in sorted(folder.glob('*.safetensors'))}
+
+def safetensors_metadata(
+    path, # a safetensors file
+)->dict:  # text -> text
+    "What a file of weights says about itself. Raises `MimdetError` if it is none."
+    try:
+        with open(path, 'rb') as f: header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+        return header.get('__metadata__') or {}
+    except (ValueError, MemoryError, OverflowError, AttributeError):
+        raise MimdetError(f'{path} is damaged, cut short, or no safetensors file') from None
 
 # %% ../nbs/00_core.ipynb #21-33ac7e7e
 @contextmanager

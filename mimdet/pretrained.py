@@ -5,32 +5,25 @@
 # %% auto #0
 __all__ = ['NOT_WEIGHTS', 'STEM', 'IN_BLOCK', 'IN_ENCODER', 'SIZES', 'PLAIN_PIXELS', 'BACKBONE', 'KINDS', 'DESIGNS',
            'NEW_IN_MIMDET', 'DROPPED_IN_MIMDET', 'PATCHIFY', 'UPSAMPLE', 'DECODER', 'NEW_IN_BASELINE',
-           'DROPPED_IN_BASELINE', 'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'released_files', 'find_weights',
-           'file_format', 'read_checkpoint', 'read_weights', 'metadata', 'save_weights', 'check_finite',
-           'transformers_names', 'to_transformers', 'naming', 'published_names', 'mean_share', 'Description',
-           'describe', 'grid_of', 'kind', 'regrid', 'LoadReport', 'table', 'load_into', 'load_mae', 'mae_file',
-           'load_detector']
+           'DROPPED_IN_BASELINE', 'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'find_weights', 'file_format',
+           'read_checkpoint', 'read_weights', 'metadata', 'save_weights', 'check_finite', 'transformers_names',
+           'to_transformers', 'naming', 'published_names', 'mean_share', 'Description', 'describe', 'grid_of', 'kind',
+           'regrid', 'LoadReport', 'table', 'load_into', 'load_mae', 'mae_file', 'load_detector']
 
 # %% ../nbs/04_pretrained.ipynb #02-fbff6fa4
-import argparse, difflib, math, os, pickle, re, zipfile
+import argparse, difflib, math, pickle, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
-import mimdet
-from .core import MimdetError, atomic_path, sha256
+from .core import MimdetError, atomic_path, released_files, safetensors_metadata, sha256
 from .vit import resize_positions
 
 # %% ../nbs/04_pretrained.ipynb #05-855b8841
 NOT_WEIGHTS = {b'<!doctype': 'a web page: the download went wrong', b'<html': 'a web page: the download went wrong',
                b'version https://git-lfs': 'a git-lfs pointer, not the file itself: run `git lfs pull`, or download it anew'}
-
-def released_files()->dict:
-    "{name: path} of the released weights. They lie in the folder `weights` of a checkout, or in `$MIMDET_WEIGHTS`."
-    folder = Path(os.environ.get('MIMDET_WEIGHTS') or Path(mimdet.__file__).resolve().parent.parent/'weights')
-    return {path.stem: path for path in sorted(folder.glob('*.safetensors'))}
 
 def find_weights(
     source, # a path, or the name of released weights
@@ -98,10 +91,7 @@ def metadata(
 )->dict:  # text -> text; empty for a pickle
     "What a safetensors file says about itself. Raises `MimdetError` if it is damaged."
     path = find_weights(path)
-    if file_format(path) != 'safetensors': return {}
-    try:
-        with safe_open(path, 'pt') as f: return f.metadata() or {}
-    except SafetensorError as e: raise MimdetError(f'{path} is damaged or cut short: {e}') from None
+    return safetensors_metadata(path) if file_format(path) == 'safetensors' else {}
 
 def save_weights(
     content, # a dictionary of plain data and tensors

@@ -9,12 +9,11 @@ __all__ = ['LICENCE', 'rounded', 'card', 'released', 'load_released']
 import json, re
 from omegaconf import OmegaConf
 from torch import nn
-from .convert import save_safetensors
-from .core import MimdetError
+from .core import released_files
 from .engine import pick_device
 from .evaluate import load_self_contained
 from .pretrain import load_autoencoder
-from .pretrained import CONSTANTS, metadata, released_files
+from .pretrained import CONSTANTS, metadata
 
 # %% ../nbs/29_released.ipynb #b2e1a00006
 def rounded(
