@@ -357,7 +357,8 @@ def training_curves(records):
         parts = [fig.add_subplot(grid[1, 2*i:2*i + 2]) for i in range(len(LOSSES))]
         for record in sorted(trained, key=lambda r: [*look].index(model_name(r))):
             for ax, loss in zip((total, *parts), ('total_loss', *LOSSES)): _curve(ax, record, loss, faint=ax is total, **look[model_name(record)] | dict(label=model_name(record)))
-        for record, colour in zip(pretrained, PALETTE[::-1]): _curve(mae, record, 'loss', faint=True, color=colour, label=record['name'])
+        shown = [record for record in pretrained if field(record, 'extra', 'curves')] # of one that comes from elsewhere there are none
+        for record, colour in zip(shown, PALETTE[::-1]): _curve(mae, record, 'loss', faint=True, color=colour, label=record['name'])
         _loss_axes(total, mae, parts)
         legend(fig, total, 4)
         sign(fig, records, 'Smooth lines: moving average over 1/15 of the run, one for each training seed. Lower row: the parts of the total loss.')

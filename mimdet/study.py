@@ -316,7 +316,7 @@ def missing(
 
 def targets(study)->dict:
     "{name: names of jobs} of what can be asked for besides single jobs."
-    found = {kind: [j.name for j in study.jobs.values() if j.kind == kind] for kind in ('pretrain', 'train', 'evaluate')}
+    found = {kind: [j.name for j in study.jobs.values() if j.kind == kind] for kind in ('pretrain', 'train', 'evaluate', 'release')}
     found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
     return {name: jobs for name, jobs in found.items() if jobs}
 

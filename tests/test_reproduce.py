@@ -36,7 +36,7 @@ def test_killed_and_resumed(project):
     done = reproduce(project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert times(records, finished) == before
-    assert {p.stem for p in records.iterdir()} == {'data', 'pretrain_tiny', 'cost', *(f'{kind}_{m}' for kind in ('train', 'evaluate') for m in MODELS)}
+    assert {p.stem for p in records.iterdir()} == {'data', 'pretrain_tiny', 'cost', 'release_toy_mae', 'release_toy_detector', *(f'{kind}_{m}' for kind in ('train', 'evaluate') for m in MODELS)}
     assert {p.name for p in (project/'figures'/'smoke').iterdir()} == {f'{t}.{kind}' for t in TABLES for kind in ('csv', 'md', 'tex')} | {f'{f}.{kind}' for f in FIGURES for kind in ('png', 'svg')}
     assert (project/'figures'/'smoke'/'table_main.md').read_text().partition('\n## ')[0] in done.stdout and ' jobs to do, about ' in done.stdout.splitlines()[0]
 
@@ -48,7 +48,7 @@ def test_only_what_is_stale_and_the_same_again(project):
     (records/'train_v1_sr0.5_seed0.json').unlink()
     redone = reproduce(project)
     assert redone.returncode == 0, redone.stdout + redone.stderr
-    assert {name for name in before if times(records, [name])[name] != before[name]} == {'train_v1_sr0.5_seed0', 'evaluate_v1_sr0.5_seed0'}
+    assert {name for name in before if times(records, [name])[name] != before[name]} == {'train_v1_sr0.5_seed0', 'evaluate_v1_sr0.5_seed0', 'release_toy_detector'}
     assert {name: (figures/name).read_bytes() for name in tables} == tables # same seeds, same machine, same day
 
 def test_committed_records_stand_for_runs(project, tmp_path):
@@ -69,6 +69,33 @@ def test_committed_records_stand_for_runs(project, tmp_path):
     (fresh/'results'/'runs'/'smoke'/'evaluate_no_vit_seed0.json').unlink()
     assert left() == {'data', 'train_no_vit_seed0', 'evaluate_no_vit_seed0'}
     assert 'train_v1_sr0.5_seed0' in left('--target', 'train_v1_sr0.5_seed0', '--anew') and left('--target', 'train_v1_sr0.5_seed0') == set()
+
+def test_released_weights(project, call_there):
+    "They load by name without network or run, say where they come from, and score what their record says."
+    records, folder = project/'results'/'runs'/'smoke', project/'runs'/'smoke'/'weights'
+    sizes = {name: (folder/f'{name}.safetensors').stat().st_size for name in ('toy_mae', 'toy_detector')}
+    assert max(sizes.values()) < 8e6
+    record, data = read_json(records/'release_toy_detector.json'), project/'runs'/'smoke'/'data'
+    done = call_there('mimdet_evaluate', 'toy_detector', '--dataset', f'{data}/val.json:{data}/val', '--precision', 'fp32', '--ratio', '1', '--output', project/'again')
+    assert done.returncode == 0, done.stderr
+    row = read_json(project/'again'/'metrics.json')[0]
+    assert row['bbox'] == record['metrics']['after'][-1]['bbox'] and row['weights'] == record['weights']['out']
+    listed = call_there('mimdet_models').stdout
+    assert 'toy_detector' in listed and 'Emoji-COCO: box AP at 0.5' in listed and 'masked autoencoder' in listed
+    images = data/'val'/'000001.jpg'
+    assert call_there('mimdet_predict', 'toy_detector', images, '--output', project/'drawn_by_name').returncode == 0
+    short = ['schedule.iterations=1', 'schedule.warmup=0', 'data.batch=2', 'data.workers=0', 'train.eval_period=0']
+    train = 'mimdet_train', *short, '--dataset', f'{data}/train.json:{data}/train'
+    for option, name in (('--mae', 'toy_mae'), ('--init', 'toy_detector')):
+        done = call_there(*train, option, name, '--output', project/f'from_{name}')
+        assert done.returncode == 0 and f'{name}.safetensors' in done.stdout, done.stderr
+    done = call_there(*train, '--mae', 'toy_mea', '--output', project/'from_nothing')
+    assert done.returncode == 2 and "did you mean 'toy_mae'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+@pytest.fixture
+def call_there(project):
+    environment = os.environ | dict(MIMDET_WEIGHTS=str(project/'runs'/'smoke'/'weights'))
+    return lambda *command: run_command(*command, env=environment)
 
 def test_target(project):
     (project/'figures'/'smoke'/'table_ratio.md').unlink()
@@ -159,7 +186,7 @@ def test_figures_from_records_alone(project):
 def test_a_failing_run_is_named_and_loses_nothing(project):
     profile = yaml.safe_load((project/'profiles'/'smoke.yaml').read_text())
     profile['train']['models'] = {'good': {}, 'bad': dict(overrides=['data.short_edge=[64]'])}
-    profile |= dict(tables={}, cost={}, evaluate=dict(common=dict(ratios=[1.], seeds=[0], stem_probe=False, variance=False, agreement_ratios=[], ensembles=[])))
+    profile |= dict(tables={}, cost={}, release={}, evaluate=dict(common=dict(ratios=[1.], seeds=[0], stem_probe=False, variance=False, agreement_ratios=[], ensembles=[])))
     (project/'profiles'/'broken.yaml').write_text(yaml.safe_dump(profile))
     done = reproduce(project, 'broken', '--target', 'evaluate')
     assert done.returncode == 1 and 'failed: train_bad_seed0, its log: runs/broken/train_bad_seed0.failed.ipynb' in done.stderr, done.stdout + done.stderr
