@@ -350,8 +350,8 @@ def recorded(
     return there
 
 def _fits(root, job):
-    "Is a job's record there, made with its parameters?"
-    if not (root/job.record).is_file(): return False
+    "Is a job's record there, made with its parameters? Of a release, the file too."
+    if not all((root/file).is_file() for file in (job.record, *(job.outputs if job.kind == 'release' else ()))): return False
     try: record = read_record(root/job.record)
     except MimdetError: return False
     return not differs(record, job)
