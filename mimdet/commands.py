@@ -235,6 +235,7 @@ def mimdet_evaluate(
     if weights: print(report)
     if precision: model.set_precision(precision)
     dataset = dataset or cfg.data.val
+    if not dataset: raise MimdetError(f'{run} names no validation set: give --dataset annotations.json:images/')
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
     check_classes(cfg, info)
     rows = []
