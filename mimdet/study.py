@@ -386,7 +386,7 @@ def work(
 )->float: # of jobs without a network: 0
     "Multiply-adds of a job."
     p = job.parameters
-    if job.kind == 'pretrain':
+    if job.kind == 'pretrain' and 'settings' in p:
         settings = p['settings']
         r = recipe(f'mimdet_{settings["size"]}_v1_sr0.5_3x', **{k: settings[k] for k in ('decoder_depth',) if k in settings})
         parts = flops(r, 1 - settings.get('mask_ratio', .75), r.img_size, r.img_size)
