@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import mimdet.compat
 from detectron2.structures import ImageList
 from .backbone import MIMDetBackbone, Pyramid
+from .coco import read_coco
 from .core import MimdetError
 from .detector import evaluating
 from .evaluate import quiet_coco, sampling
@@ -113,7 +114,8 @@ def sampling_agreement(
 )->dict:               # seeds, always, sometimes, never, score_sd, found_sd
     "How far several samplings agree on the objects of a data set: shares of objects, the mean spread of an object's score, the spread of the share that is found."
     if len(predictions) < 2: raise MimdetError(f'{len(predictions)} sampling cannot agree or disagree with another: give the predictions of at least two')
-    truth = quiet_coco(json)
+    reading = read_coco(json)
+    truth, predictions = quiet_coco(reading.coco), [reading.as_read(results) for results in predictions]
     ids = truth.getImgIds() if image_ids is None else list(image_ids)
     objects = [a for i in ids for a in truth.imgToAnns[i] if not a.get('iscrowd')]
     if not objects: raise MimdetError(f'{json}: no objects in these images')

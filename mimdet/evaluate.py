@@ -24,7 +24,8 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from .core import MimdetError, atomic_path, read_json, seed_for, write_json
+from .coco import labels, read_coco
+from .core import MimdetError, atomic_path, seed_for, write_json
 from .data import DatasetInfo, TestMapper, in_background, list_images, png_text, read_image
 from .data import test_augmentation, test_augmentation_of, test_loader
 from .detector import build, draw, evaluating, predict
@@ -126,9 +127,14 @@ def averaged(
     finally: del model.preprocess_image, backbone.complete
 
 # %% ../nbs/14_evaluate.ipynb #12-a6be6257
-def quiet_coco(json):
+def quiet_coco(
+    source, # annotations: a path, or a data set in the clean form
+)->COCO:
     "pycocotools' index of a data set, without its print-out."
-    with contextlib.redirect_stdout(io.StringIO()): return COCO(json)
+    index = COCO()
+    index.dataset = source if isinstance(source, dict) else read_coco(source).coco
+    with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
+    return index
 
 def _run(evaluation):
     "The precision (IoU, recall, category) over all sizes, and the summary's numbers."
@@ -138,19 +144,13 @@ def _run(evaluation):
         evaluation.summarize()
     return evaluation.eval['precision'][:, :, :, 0, -1], evaluation.stats
 
-def _indexed(coco):
-    index = COCO()
-    index.dataset = coco
-    with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
-    return index
-
 def _by_pycocotools(coco, results, kinds, image_ids):
-    truth = _indexed(coco)
+    truth = quiet_coco(coco)
     for kind in kinds:
         unread = {'segmentation'} if kind == 'bbox' else set()
         copies = [{k: r[k] for k in r.keys() - unread} for r in results] # it adds to what it is given
         with contextlib.redirect_stdout(io.StringIO()):
-            found = truth.loadRes(copies) if copies else _indexed(coco | dict(annotations=[]))
+            found = truth.loadRes(copies) if copies else quiet_coco(coco | dict(annotations=[]))
         evaluation = COCOeval(truth, found, kind)
         evaluation.params.imgIds = sorted(image_ids)
         yield _run(evaluation)
@@ -181,27 +181,34 @@ def _check_evaluator(name):
 # %% ../nbs/14_evaluate.ipynb #12-1d2e3f07
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl') # the first six of the summary
 
+def _in_the_clean_form(source, results, image_ids):
+    "A data set, and results and image ids that name its entries as the file does."
+    if isinstance(source, dict): return source, results, image_ids
+    reading = read_coco(source)
+    named = image_ids if image_ids is None else [r['image_id'] for r in reading.as_read([dict(image_id=i, category_id=0) for i in image_ids])]
+    return reading.coco, reading.as_read(results), named
+
 def average_precisions(
-    json,                    # annotations: a path
-    results:list,            # COCO results
+    source,                  # annotations: a path, or a data set in the clean form
+    results:list,            # COCO results of its ids
     kinds=('bbox', 'segm'),  # of overlap
     image_ids=None,          # only these images
     evaluator:str='hotcoco', # a key of `EVALUATORS`
 )->dict:                     # for each kind: percent; `per_category` by name
     "COCO's average precision of boxes and masks. Raises `MimdetError` if the results name an unknown image."
     _check_evaluator(evaluator)
-    coco = read_json(json)
+    coco, results, image_ids = _in_the_clean_form(source, results, image_ids)
     known = {image['id'] for image in coco['images']}
     stray = next((r['image_id'] for r in results if r['image_id'] not in known), None)
-    if stray is not None: raise MimdetError(f'the results name image {stray!r}, which is not in {json}')
+    if stray is not None: raise MimdetError(f'the results name image {stray!r}, which is not in the annotations')
     chosen = known if image_ids is None else known.intersection(image_ids)
-    names = [category['name'] for category in sorted(coco['categories'], key=itemgetter('id'))]
+    names = [*labels(sorted((category['id'], category['name']) for category in coco['categories'])).values()]
     evaluated = EVALUATORS[evaluator](coco, results, kinds, chosen)
     return {kind: _by_name(names, precision, stats) for kind, (precision, stats) in zip(kinds, evaluated)}
 
-def average_precision(json, results, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
+def average_precision(source, results, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
     "COCO's average precision of one kind, 'bbox' or 'segm': see `average_precisions`."
-    return average_precisions(json, results, [kind], image_ids, evaluator)[kind]
+    return average_precisions(source, results, [kind], image_ids, evaluator)[kind]
 
 def _by_name(names, precision, stats):
     per_category = {name: values[values > -1] for name, values in zip(names, precision.transpose(2, 0, 1))}
@@ -280,10 +287,10 @@ def evaluate(
         found = detections(model, loader, info, f'ratio {row["ratio"]:g}')
         row['seconds'] = round(time.time() - started, 2)
     if not comm.is_main_process(): return row
-    if predictions: write_json(predictions, found, indent=None)
+    if predictions: write_json(predictions, info.reading.as_in_the_file(found), indent=None)
     ids = [record['image_id'] for record in records]
     kinds = ('bbox', 'segm') if info.masks and model.roi_heads.mask_on else ('bbox',)
-    return row | dict(evaluator=evaluator) | average_precisions(info.json, found, kinds, ids, evaluator)
+    return row | dict(evaluator=evaluator) | average_precisions(info.reading.coco, found, kinds, ids, evaluator)
 
 # %% ../nbs/14_evaluate.ipynb #29-2d4927c6
 def examples(
@@ -296,7 +303,7 @@ def examples(
 )->list:                 # of plain data: image (base64 PNG), grid, ground_truth, views
     "Images with ground truth, sampled tokens and detections."
     mapper = TestMapper(test_augmentation_of(data))
-    names, truth = dict(zip(info.category_ids, info.classes)), quiet_coco(info.json)
+    names, truth = dict(zip(info.category_ids, info.classes)), quiet_coco(info.reading.coco)
     chosen = []
     for record in info.records[:count]:
         pixels = read_image(record['file_name'])

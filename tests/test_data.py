@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools import mask as mask_api
 import mimdet.data as data # as a module: pytest takes names that begin with test for tests
+from mimdet.coco import read_coco, run_lengths
 from mimdet.core import MimdetError, project_root, write_json, write_text
 
 SIZES = [(64, 48), (48, 64), (64, 48), (50, 50), (64, 40), (40, 64), (64, 48)]
@@ -52,40 +53,104 @@ def test_a_good_one_passes(tmp_path, toy):
     assert {k: summary[k] for k in ('images', 'annotations', 'categories', 'crowd', 'empty_images', 'flat_boxes', 'masks')} == dict(
         images=7, annotations=18, categories=['box', 'disc'], crowd=6, empty_images=1, flat_boxes=0, masks=True)
 
-# Bad input: (what to put where, what the complaint says)
+# What is put where, and what becomes of it. None removes a field.
 A, I, C = 'annotations', 'images', 'categories'
-BAD = [
-    ((A,), None, "no list 'annotations'"), ((I,), None, "no list 'images'"), ((C,), None, "no list 'categories'"), ((I,), {}, "no list 'images'"),
-    ((I,), [], "'images' is empty"), ((C,), [], "'categories' is empty"), ((A, 0), 7, r'annotations\[0\] is not an object'),
-    *[((A, 0, key), None, f"has no '{key}'") for key in ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')],
-    *[((I, 1, key), None, rf"images\[1\].*has no '{key}'") for key in ('id', 'file_name', 'width', 'height')],
-    *[((C, 1, key), None, rf"categories\[1\].*has no '{key}'") for key in ('id', 'name')],
-    ((I, 1, 'id'), 10, 'id 10 is there twice'), ((A, 1, 'id'), 3, 'id 3 is there twice'), ((C, 1, 'id'), 9, 'id 9 is there twice'),
-    ((I, 1, 'id'), 'b', "id 'b' is not a whole number"), ((A, 0, 'id'), 0, 'annotation 0: .*number annotations from 1'),
-    ((I, 1, 'width'), 0, 'image 20: width and height'), ((I, 1, 'height'), 4.5, 'image 20: width and height'), ((I, 1, 'file_name'), 5, 'image 20: file_name'),
-    ((A, 0, 'image_id'), 99, 'annotation 3: image_id 99 is not among the images'), ((A, 0, 'category_id'), 4, r'annotation 3: unknown category_id 4; categories has \[3, 9\]'),
-    ((A, 0, 'iscrowd'), 2, 'annotation 3: iscrowd 2'), ((A, 0, 'iscrowd'), 'no', 'annotation 3: iscrowd'), ((A, 0, 'ignore'), 1, '"ignore"'), ((A, 0, 'area'), 'large', 'area'), ((A, 0, 'area'), -3, 'area'),
-    *[((A, 0, 'bbox'), box, r'annotation 3 \(image 10\): bbox .*' + says) for box, says in (
-        ([50, 5, 20, 20], 'outside its image of 64x48'), ([-5, 5, 20, 20], 'outside'), ([5, 30, 20, 25], 'outside'), ([5, -2, 20, 20], 'outside'), ([5, 5, -3, 4], 'negative side'),
-        ([5, 5, 4], 'four finite numbers'), ([], 'four finite numbers'), ([5, 5, '4', 4], 'four finite numbers'), ('5544', 'four finite numbers'), ([5, 5, True, 4], 'four finite'))],
-    *[((A, 0, 'segmentation'), mask, r'annotation 3 \(image 10\): segmentation: .*' + says) for mask, says in (
-        ([[1, 2, 3, 4, 5]], 'not a list x1, y1'), ([[1, 2, 3, 4]], 'three points'), ([], 'three points'), (None, 'neither'), ([[1, 2, 'x', 4, 5, 6]], 'not a list x1, y1'), ([5, 6, 7, 8, 9, 10], 'not a list'),
-        ('mask', 'neither'), (dict(size=[48, 64]), 'neither'), (packed(blob(48, 64)), r'has size \[64, 48\], its image \[48, 64\]'), (dict(size=[48, 64], counts=[5, 5]), 'do not add up'),
-        (dict(size=[48, 64], counts='zz'), 'damaged'), (dict(size=[48, 64], counts=packed(blob(64, 48))['counts'][:-3]), 'damaged'), (dict(size=[48, 64], counts='x\n'), 'damaged'), (dict(size=[48, 64], counts=None), 'damaged'), (packed(blob(64, 50)) | dict(size=[48, 64]), 'do not add up'), (dict(size=[48, 64], counts=7), 'damaged'), (dict(size=[48, 64], counts=[48*64 + 5, -5]), 'do not add up'))],
-    ((I, 2, 'file_name'), 'missing.png', r'missing.png: no such image \(image 30\)'),
-]
 
-@pytest.mark.parametrize('place, value, complaint', BAD, ids=[f'{n}-{c[-30:]}' for n, (_, _, c) in enumerate(BAD)])
-def test_bad_annotations_are_refused(tmp_path, toy, place, value, complaint):
+def changed(coco, place, value):
     *path, last = place
-    target = toy
+    target = coco
     for key in path: target = target[key]
     if value is None: del target[last]
     else: target[last] = value
-    with pytest.raises(MimdetError, match=complaint) as e: check(tmp_path, toy)
-    assert '\n' not in str(e.value) and ('b.json' in str(e.value) or 'images' in str(e.value))
+    return coco
 
-@pytest.mark.parametrize('text, complaint', [('{"images": [', 'b.json is not JSON'), ('', 'is not JSON'), ('[]', "no list 'images'"), ('3', "no list 'images'")])
+CANNOT = [ # and what the complaint says
+    ((A,), None, "no list 'annotations'"), ((I,), None, "no list 'images'"), ((C,), None, "no list 'categories'"), ((I,), {}, "'images' that is an object"),
+    ((A,), {'1': {}}, 'make it a list of its values'), ((A,), 'x', 'no list'), ((I,), [], "'images' is empty"), ((C,), [], "'categories' is empty"), ((A, 0), 7, r'annotations\[0\]'),
+    ((A, 0, 'image_id'), None, 'image_id is not in the file'), ((A, 0, 'category_id'), None, 'category_id is not in the file'), ((A, 0, 'bbox'), None, 'objects without a box'),
+    ((I, 1, 'id'), None, r'images\[1\]'), ((C, 1, 'id'), None, r'categories\[1\]'), ((C, 1, 'name'), None, 'name must be text'),
+    ((I, 1, 'file_name'), None, 'file_name must be text'), ((I, 1, 'width'), None, 'image 20 .*whole numbers'), ((I, 1, 'height'), None, 'image 20'),
+    ((I, 1, 'id'), 10, 'id 10'), ((A, 1, 'id'), 3, 'id 3'), ((C, 1, 'id'), 9, 'id 9'), ((I, 1, 'id'), [1], r'images\[1\]'), ((C, 1, 'id'), {}, r'categories\[1\]'),
+    ((I, 1, 'width'), 0, 'image 20'), ((I, 1, 'height'), 4.5, 'image 20'), ((I, 1, 'width'), -1, 'image 20'), ((I, 1, 'file_name'), 5, 'image 20'),
+    ((A, 0, 'image_id'), 99, 'annotation 3: 99'), ((A, 0, 'category_id'), 4, 'annotation 3: 4'), ((A, 0, 'category_id'), [3], 'annotation 3'), ((A, 0, 'image_id'), [1], 'annotation 3'),
+    ((A, 0, 'iscrowd'), 2, 'neither 0 nor 1'), ((A, 0, 'iscrowd'), 'no', 'neither 0 nor 1'), ((A, 0, 'ignore'), 1, '"ignore"'), ((A, 0, 'area'), 'large', 'area'), ((A, 0, 'area'), -3, 'area'),
+    *[((A, 0, 'bbox'), box, "annotation 3 of '1.png'.*") for box in ([5, 5, -3, 4], [5, 5, 4], [], [5, 5, 'x', 4], '5544', [5, 5, True, 4], {}, 7)],
+    ((A, 0, 'segmentation'), [5, 6, 7, 8, 9, 10], 'wrap the polygon in a list'), ((I, 2, 'file_name'), 'missing.png', "'missing.png'"),
+]
+
+@pytest.mark.parametrize('place, value, complaint', CANNOT, ids=[f'{n}-{c[-30:]}' for n, (_, _, c) in enumerate(CANNOT)])
+def test_what_cannot_be_used(tmp_path, toy, place, value, complaint):
+    with pytest.raises(MimdetError, match=complaint) as e: check(tmp_path, changed(toy, place, value))
+    assert '\n' not in str(e.value) and 'b.json cannot be used: cannot be used: ' in str(e.value)
+
+LEFT_OUT = [([[1, 2, 3, 4, 5]], 'three points'), ([[1, 2, 3, 4]], 'three points'), ([], 'without an outline'), (None, 'without an outline'), ([[1, 2, 'x', 4, 5, 6]], 'three points'), ('mask', 'neither polygons'),
+    (dict(size=[48, 64]), 'do not add up'), (packed(blob(48, 64)), 'another size'), (dict(size=[48, 64], counts=[5, 5]), 'do not add up'), (dict(size=[48, 64], counts='zz'), 'do not add up'),
+    (dict(size=[48, 64], counts=packed(blob(64, 48))['counts'][:-3]), 'do not add up'), (dict(size=[48, 64], counts='x\n'), 'do not add up'), (dict(size=[48, 64], counts=None), 'do not add up'),
+    (packed(blob(64, 50)) | dict(size=[48, 64]), 'do not add up'), (dict(size=[48, 64], counts=[-1, 48*64 + 1]), 'do not add up')]
+
+@pytest.mark.parametrize('outline, what', LEFT_OUT, ids=str)
+def test_an_object_with_a_damaged_outline_is_left_out(tmp_path, toy, outline, what):
+    assert check(tmp_path, changed(toy, (A, 0, 'segmentation'), outline))['annotations'] == 17
+    line, = read_coco(tmp_path/'b.json', tmp_path/'images').report.lines
+    assert (line.kind, line.count) == ('left out', 1) and what in line.what and "annotation 3 of '1.png'" in line.places[0]
+    with pytest.raises(MimdetError, match=what): check(tmp_path, toy, strict=True)
+
+def test_more_than_a_tenth_left_out_is_too_much(tmp_path, toy):
+    for n in (0, 3): changed(toy, (A, n, 'segmentation'), [])
+    with pytest.raises(MimdetError, match='2 of 18 objects would be left out'): check(tmp_path, toy)
+
+def test_nothing_to_learn_from(tmp_path, toy):
+    for a in toy[A]: a['iscrowd'] = 1
+    write_json(tmp_path/'b.json', toy)
+    with pytest.raises(MimdetError, match='all 18 objects are crowd: .*set iscrowd to 0'): data.register(f'crowd {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    write_json(tmp_path/'c.json', toy | dict(annotations=[]))
+    with pytest.raises(MimdetError, match='has no objects'): data.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images')
+    assert data.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images', objects=False).records
+
+def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
+    assert check(tmp_path, changed(toy, (A, 0, 'bbox'), [70, 5, 3, 3]))['annotations'] == 17
+
+@pytest.mark.parametrize('box, cut', [([50, 5, 20, 20], [50, 5, 14, 20]), ([-5, 5, 20, 20], [0, 5, 15, 20]), ([5, 30, 20, 25], [5, 30, 20, 18]), ([5, -2, 20, 20], [5, 0, 20, 18])], ids=str)
+def test_a_box_over_the_edge_is_cut_off(tmp_path, toy, box, cut):
+    check(tmp_path, changed(toy, (A, 0, 'bbox'), box))
+    reading = read_coco(tmp_path/'b.json')
+    assert reading.coco['annotations'][0]['bbox'] == cut and [line.kind for line in reading.report.lines] == ['taken']
+
+TAKEN = [((A, 0, 'id'), 0), ((A, 0, 'id'), None), ((A, 0, 'id'), '3'), ((A, 0, 'id'), 'x'), ((A, 0, 'id'), 3.0), ((A, 0, 'area'), None), ((A, 0, 'area'), '100'), ((A, 0, 'iscrowd'), None), ((A, 0, 'iscrowd'), '0'),
+    ((A, 0, 'iscrowd'), 0.0), ((A, 0, 'iscrowd'), False), ((A, 0, 'image_id'), '10'), ((A, 0, 'category_id'), 3.0), ((A, 0, 'bbox'), ['20', '5.0', 15, 20]), ((I, 1, 'width'), '48'), ((I, 1, 'height'), 64.0),
+    ((C, 1, 'name'), 7), ((C, 1, 'id'), '3'), ((A, 0, 'segmentation'), [['20', '5', '35', '5', '35', '25', '20', '25']])]
+
+@pytest.mark.parametrize('place, value', TAKEN, ids=str)
+def test_what_was_meant_is_taken(tmp_path, toy, place, value):
+    "The clean form is that of the good file, but for ids that had to be given anew, areas that had to be derived, and a name that is another."
+    good = copy.deepcopy(toy)
+    check(tmp_path, changed(toy, place, value))
+    reading = read_coco(tmp_path/'b.json')
+    assert [line.kind for line in reading.report.lines] == ['taken'] and reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 taken')
+    derived = {'area', 'id'} if place[0] == A and place[-1] in ('area', 'id') else {'name'} if place[-1] == 'name' else set()
+    plain = lambda coco: {kind: [{k: v for k, v in entry.items() if k not in derived | {'own_id'}} for entry in coco[kind]] for kind in (A, I, C)}
+    assert plain(reading.coco) == plain(good)
+    ids = [a['id'] for a in reading.coco[A]]
+    assert all(type(v) is int and v for v in ids) and len({*ids}) == 18
+    with pytest.raises(MimdetError, match='taken: '): check(tmp_path, toy, strict=True)
+
+def test_a_good_file_is_passed_on_as_it_is(tmp_path, toy):
+    reading = read_coco(tmp_path/'a.json', tmp_path/'images')
+    assert reading.coco == toy and reading.report.lines == [] and reading.report.summary == ''
+
+def test_everything_is_told_at_once(tmp_path, toy):
+    changed(toy, (A, 0, 'bbox'), [1]); changed(toy, (A, 1, 'category_id'), 77); changed(toy, (I, 2, 'file_name'), 'gone.png'); changed(toy, (C, 0, 'name'), [])
+    with pytest.raises(MimdetError) as e: check(tmp_path, toy)
+    assert all(word in str(e.value) for word in ('four finite numbers', '77', 'gone.png', 'name must be text'))
+
+def test_records_are_those_of_detectron2(tmp_path, toy):
+    from detectron2.data.datasets import load_coco_json
+    toy['annotations'][0]['segmentation'].append([1, 2, 3, 4])
+    write_json(tmp_path/'a.json', toy)
+    ours = data.register(f'ours {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+    assert ours == load_coco_json(str(tmp_path/'a.json'), str(tmp_path/'images'), f'theirs {tmp_path}')
+
+@pytest.mark.parametrize('text, complaint', [('{"images": [', 'b.json is not JSON'), ('', 'is not JSON'), ('[]', 'no COCO format.*a list'), ('3', 'no COCO format'), ('['*100000, 'is not JSON')])
 def test_what_is_not_json_or_not_an_object(tmp_path, toy, text, complaint):
     with pytest.raises(MimdetError, match=complaint): check(tmp_path, text)
 
@@ -110,7 +175,7 @@ def test_run_lengths_are_read_as_pycocotools_writes_them():
         mask = np.asfortranarray(rng.random((rng.integers(1, 90), rng.integers(1, 90))) < rng.random(), dtype=np.uint8)
         flat = mask.ravel(order='F').astype(int)
         edges = np.flatnonzero(np.diff(flat, prepend=0))
-        assert data._run_lengths(mask_api.encode(mask)['counts'].decode()) == np.diff(edges, prepend=0, append=flat.size).tolist()
+        assert run_lengths(mask_api.encode(mask)['counts'].decode()) == np.diff(edges, prepend=0, append=flat.size).tolist()
 
 def test_short_polygons_beside_a_proper_one_pass(tmp_path, toy):
     toy['annotations'][0]['segmentation'].append([1, 2, 3, 4])
@@ -161,7 +226,7 @@ def test_the_last_colon_counts(tmp_path):
 def test_ids_with_gaps_become_contiguous(tmp_path, toy):
     info = data.register(f'gaps {tmp_path}', tmp_path/'a.json', tmp_path/'images')
     assert (info.classes, info.category_ids) == (('box', 'disc'), (3, 9))
-    assert info.metadata.thing_dataset_id_to_contiguous_id == {3: 0, 9: 1} and info.metadata.evaluator_type == 'coco'
+    assert info.metadata.thing_dataset_id_to_contiguous_id == {3: 0, 9: 1}
     assert [a['category_id'] for a in info.records[0]['annotations']] == [0, 1, 1]
     assert [r['image_id'] for r in info.records] == [10, 20, 30, 40, 50, 60, 70] and info.records[6]['annotations'] == []
 
@@ -180,7 +245,7 @@ def _copy(folder):
 
 def test_a_bad_one_is_not_registered(tmp_path, toy):
     toy['annotations'][0]['category_id'] = 5; write_json(tmp_path/'a.json', toy)
-    with pytest.raises(MimdetError, match='unknown category_id'): data.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    with pytest.raises(MimdetError, match='category_id is not in the file'): data.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
     assert f'bad {tmp_path}' not in data.DatasetCatalog.list()
 
 # Images

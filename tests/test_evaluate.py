@@ -168,7 +168,7 @@ def mixed(emoji, tmp_path_factory):
         Image.open(f'{emoji["train"]["images"]}/{image["file_name"]}').resize((width, height)).save(folder/image['file_name'])
         image.update(height=height, width=width)
     (folder/'coco.json').write_text(json.dumps(coco))
-    return data.register('mixed', folder/'coco.json', folder)
+    return data.register('mixed', folder/'coco.json', folder, objects=False)
 
 def loader_of(info, batch): return data.test_loader(info.records, data.TestMapper(data.test_augmentation(96, 160)), batch, multiple=16)
 
