@@ -70,9 +70,31 @@ def _parse_size(text):
         raise MimdetError(f'size {text!r}: give a side such as 128, or WIDTHxHEIGHT such as 160x128')
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
+def _check_data(spec, pictures, strict, repair, sheet, workers):
+    "Tell what is in a data set; write its clean form, and a contact sheet into the folder `sheet`."
+    from mimdet.coco import contents, read_coco, repaired
+    from mimdet.data import check_pictures, parse_dataset
+    from mimdet.emoji import contact_sheet
+    json, images = parse_dataset(spec)
+    if repair and Path(repair).exists(): raise MimdetError(f'{repair} exists: choose another file for --repair')
+    reading = read_coco(json, images, strict)
+    print(contents(reading))
+    print(reading.report)
+    if pictures: check_pictures(json, images, reading.coco['images'], workers, 'pictures')
+    if sheet:
+        with atomic_path(Path(sheet)/f'{json.stem}_sheet.png') as part: contact_sheet(json, images).save(part, 'PNG')
+        print(Path(sheet)/f'{json.stem}_sheet.png')
+    if repair:
+        write_json(repair, repaired(reading), indent=None)
+        print(f'{repair}: the clean form')
+
 @command
 def mimdet_data(
-    out:str,              # the folder to make
+    out:Param('the folder to make', nargs='?', opt=False)='',
+    check:str='',         # make nothing: tell what is in annotations.json:images/, what was taken or left out, and what cannot be used
+    pictures:bool=False,  # with --check: also read all pictures
+    strict:bool=False,    # with --check: refuse what would be taken or left out, too
+    repair:str='',        # with --check: write the annotations in the clean form to this file
     train:int=6000,       # images to train on
     val:int=500,          # images to evaluate on
     categories:str='10',  # how many (up to 66), or names separated by commas
@@ -91,7 +113,9 @@ def mimdet_data(
     sheet:bool=False,     # also write OUT/SPLIT_sheet.png, to look at
     overwrite:bool=False, # replace an Emoji-COCO that is there
 ):
-    "Make Emoji-COCO: scenes of emoji in COCO's format."
+    "Make Emoji-COCO, scenes of emoji in COCO's format; or check any data set."
+    if check: return _check_data(check, pictures, strict, repair, out if sheet else '', workers)
+    if not out: raise MimdetError('give the folder to make, or --check annotations.json:images/')
     from mimdet.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,
                          min_count=min_count, max_count=max_count, rotation=rotation, colour=colour, seed=seed,
@@ -164,6 +188,7 @@ def mimdet_train(
     config:str='mimdet_tiny_v1_sr0.5_3x', # a recipe (see mimdet_models), or a .yaml or .py configuration; a .py is run
     dataset:str='',      # annotations.json:images/ to train on; default: the configuration's
     val:str='',          # likewise, to evaluate on; default: the configuration's, or none with --dataset
+    strict:bool=False,   # refuse what would be taken as it was meant, or left out of the data sets
     output:str='',       # output folder; default: the configuration's, runs/train
     epochs:float=0,      # passes over the data; 0: the recipe's
     batch:int=0,         # images a step; 0: the recipe's; iterations and learning rate follow
@@ -192,6 +217,7 @@ def mimdet_train(
         changes |= dict(images=min(there, first or there))
     cfg = read_config(config, **changes)
     if first: cfg.data.first = first
+    if strict: cfg.data.strict = True
     options = dict(output_dir=output or None, seed=seed, device=device or None,
                    init_checkpoint=init or None, allow_partial=allow_partial or None)
     for key, value in options.items():
@@ -224,11 +250,13 @@ def mimdet_evaluate(
     limit:int=0,       # only the first images; 0: all
     precision:str='',  # auto (the fastest that the hardware has), bf16, fp16 or fp32; default: the model's own
     evaluator:str='hotcoco', # or pycocotools: the same numbers, in twenty times the time
+    strict:bool=False, # refuse what would be taken as it was meant, or left out of the data set
     device:str='auto', # cpu, cuda, ...
 ):
     "Box and mask AP at any sample ratio, strategy and seed."
     from mimdet.data import parse_dataset, register
     from mimdet.evaluate import check_classes, evaluate, format_rows, load_model, ratio_of
+    from mimdet.train import tell
     ratios = _parse_ratios(ratio)
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
     cfg, model, report = load_model(run, weights, device)
@@ -236,7 +264,8 @@ def mimdet_evaluate(
     if precision: model.set_precision(precision)
     dataset = dataset or cfg.data.val
     if not dataset: raise MimdetError(f'{run} names no validation set: give --dataset annotations.json:images/')
-    info = register(f'evaluate:{dataset}', *parse_dataset(dataset))
+    info = register(f'evaluate:{dataset}', *parse_dataset(dataset), strict=strict)
+    tell(info)
     check_classes(cfg, info)
     rows = []
     for r in ratios:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 from tqdm import tqdm
+from .coco import read_coco
 from .core import MimdetError, read_json, rng_for, sha256, write_json
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4
@@ -399,7 +400,7 @@ def contact_sheet(
     side:int=256,# longest side of each, in pixels
 )->Image.Image:
     "The first `n` images with boxes, mask outlines and names."
-    coco = read_json(json)
+    coco = read_coco(json, images).coco
     names = {c['id']: c['name'] for c in coco['categories']}
     chosen = coco['images'][:n]
     sheet = Image.new('RGB', (columns*(side + 4), -(-len(chosen)//columns)*(side + 4)), 'white')

@@ -26,8 +26,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from .coco import labels, read_coco
 from .core import MimdetError, atomic_path, seed_for, write_json
-from .data import DatasetInfo, TestMapper, in_background, list_images, png_text, read_image
-from .data import test_augmentation, test_augmentation_of, test_loader
+from .data import DatasetInfo, TestMapper, in_background, test_augmentation, test_augmentation_of, test_loader
+from .images import list_images, png_text, read_image
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import find_weights, load_detector, metadata

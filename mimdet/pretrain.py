@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from .core import MimdetError, config_hash, rng_for, seed_for, sha256
-from .data import Loader, image_errors, list_images, png_text, read_image
+from .data import Loader
 from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
+from .images import image_errors, list_images, png_text, read_image
 from .pretrained import STEM, check_finite, describe, grid_of, published_names, read_weights, save_weights
 from .recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
 from .sampler import STRIDE, put, send, take

@@ -222,7 +222,7 @@ def to_config(
                        decoder_rate=r.decoder_rate, weight_decay=r.weight_decay, betas=[0.9, 0.999], clip=r.clip),
         schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=r.drops,
                       warmup=r.in_iterations(r.warmup), warmup_factor=r.warmup_factor),
-        data=dict(train='coco_2017_train', val='coco_2017_val', first=0, batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
+        data=dict(train='coco_2017_train', val='coco_2017_val', strict=False, first=0, batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
                   test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path='', parts='all', stem=r.mae_stem),
         train=dict(recipe=name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto',

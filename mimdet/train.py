@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BYTES_PER_TOKEN', 'BYTES_PER_PIXEL', 'BYTES_PER_PARAMETER', 'FILLED', 'SECTIONS', 'parameter_groups', 'optimizer_for',
            'with_classes', 'largest_image', 'training_memory', 'memory_of', 'with_checkpointing', 'identity',
-           'changes_of', 'start_from', 'evaluation_hooks', 'validation_set', 'training_records', 'what_is_in', 'train',
-           'is_file', 'read_config', 'completed', 'launch_training', 'train_on']
+           'changes_of', 'start_from', 'evaluation_hooks', 'tell', 'validation_set', 'training_records', 'what_is_in',
+           'train', 'is_file', 'read_config', 'completed', 'launch_training', 'train_on']
 
 # %% ../nbs/15_train.ipynb #02-1855f758
 import logging, math, time
@@ -131,7 +131,7 @@ def identity(cfg, info)->dict:
     "What a training computes: the configuration without places, periods and how the work is shared out, with the data and the weights it starts from."
     plain = OmegaConf.to_container(cfg)
     for key in ('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'accumulate', 'fp16_compression'): plain['train'].pop(key)
-    for key in ('train', 'val', 'workers'): plain['data'].pop(key)
+    for key in ('train', 'val', 'workers', 'strict'): plain['data'].pop(key)
     for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')): part[key] = part[key] and sha256(find_weights(part[key]))
     return plain | dict(dataset=info.sha256)
 
@@ -162,9 +162,14 @@ def evaluation_hooks(cfg, model):
         return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)} for kind in ('bbox', 'segm') if kind in row}
     return [Evaluation(cfg.train.eval_period, run)]
 
+def tell(info:DatasetInfo):
+    "Print in one line what was taken or left out of a data set, if anything was."
+    if comm.is_main_process() and info.reading.report.summary: print(info.reading.report.summary, flush=True)
+
 def validation_set(cfg)->DatasetInfo:
     "The registered validation set. Raises `MimdetError` if its categories are not the model's."
-    info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val))
+    info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val), strict=cfg.data.strict)
+    tell(info)
     check_classes(cfg, info)
     return info
 
@@ -191,7 +196,8 @@ def train(
     "Train a detector; writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."
     started, output = time.time(), Path(cfg.train.output_dir)
     device = pick_device(cfg.train.device)
-    info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train))
+    info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict)
+    tell(info)
     cfg = with_classes(cfg, info)
     changes, dtype = changes_of(cfg), precision(cfg.model.amp, device)
     if comm.is_main_process() and changes: print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
@@ -215,9 +221,10 @@ def train(
     final = average[0].model if average else model
     before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
         resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final)],
-        notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes)}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
+        notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes),
+               'data_report.txt': f'{info.reading.report}\n'}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
         scaled=dtype == torch.float16 or cfg.train.fp16_compression and comm.get_world_size() > 1, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
-    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, parameters=sum(p.numel() for p in model.parameters()))
+    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, data_report=info.reading.report.digest, parameters=sum(p.numel() for p in model.parameters()))
     if comm.is_main_process():
         save_weights(dict(model=final.state_dict()), output/'model_final.pth')
         result['weights'] = sha256(output/'model_final.pth')

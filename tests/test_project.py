@@ -12,7 +12,7 @@ PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
 LOCK = (ROOT/'requirements.lock').read_text()
 
 # A module imports from its own row or those above it, and never in a circle.
-LAYERS = [['stem', 'sampler'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'regions', 'pooling', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
+LAYERS = [['stem', 'sampler', 'images', 'coco'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'regions', 'pooling', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
           ['engine', 'pretrain', 'train', 'evaluate'], ['cost', 'flops', 'ablations', 'bench', 'released']]
 WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core'], # what they may import; neither torch, timm nor detectron2
                      study=['core', 'flops', 'recipes', 'cost'], claims=['core', 'results'],
