@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
-from mimdet.commands import mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
+from mimdet.commands import mimdet_data, mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
 from mimdet.core import sha256
 from mimdet.detector import build
 from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
@@ -34,9 +34,11 @@ def changed(split, folder, change):
 
 BAD_DATA = {
     'lacks keys': (lambda c: c.pop('categories'), 'categories'),
-    'box outside': (lambda c: c['annotations'][0].update(bbox=[100, 100, 90, 20]), 'bbox'),
-    'unknown category': (lambda c: c['annotations'][0].update(category_id=999), 'category_id 999'),
-    'mask of the wrong size': (lambda c: c['annotations'][0]['segmentation'].update(size=[64, 64]), 'segmentation'),
+    'box with a negative side': (lambda c: c['annotations'][0].update(bbox=[100, 100, -90, 20]), 'bbox'),
+    'unknown category': (lambda c: c['annotations'][0].update(category_id=999), 'annotation 1: 999'),
+    'bare polygon': (lambda c: c['annotations'][0].update(segmentation=[1, 1, 5, 1, 5, 5]), 'segmentation'),
+    'masks of another size': (lambda c: [a['segmentation'].update(size=[64, 64]) for a in c['annotations']], 'another size'),
+    'all crowd': (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'set iscrowd to 0'),
     'missing image': (lambda c: c['images'][0].update(file_name='gone.jpg'), 'gone.jpg'),
 }
 
@@ -233,10 +235,45 @@ def test_the_baseline_trains_and_has_no_ratio(call, emoji, tmp_path):
     assert 'contradict' in complaint(call(mimdet_train, *SHORT, 'data.square=128', *data, '--output', tmp_path/'wrong'))
 
 def test_images_without_objects(call, emoji, tmp_path):
-    data = changed(emoji['train'], tmp_path, lambda coco: coco['annotations'].clear())
-    options = 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out'
+    "The first image has none; a data set that has none at all is refused."
+    def first_without(coco): coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] != coco['images'][0]['id']]
+    data = changed(emoji['train'], tmp_path, first_without)
+    options = 'schedule.iterations=1', *SHORT, '--dataset', data, '--first', 1, '--batch', 1, '--output', tmp_path/'out'
     assert 'no images to train on' in complaint(call(mimdet_train, *options, 'data.filter_empty=true'))
     assert call(mimdet_train, *options, 'data.filter_empty=false').returncode == 0
+    none = changed(emoji['train'], tmp_path, lambda coco: coco['annotations'].clear())
+    assert 'has no objects' in complaint(call(mimdet_train, *SHORT, '--dataset', none, '--output', tmp_path/'none'))
+
+def roboflow(coco):
+    "Harmless habits: an annotation numbered 0, iscrowd left out, ids as text, another folder and case in the names."
+    for a in coco['annotations']: a |= dict(id=a['id'] - 1, image_id=f'img{a["image_id"]}', category_id=str(a['category_id'])); del a['iscrowd']
+    for i in coco['images']: i |= dict(id=f'img{i["id"]}', file_name='train\\' + i['file_name'].upper())
+
+def test_harmless_habits(call, emoji, trained, tmp_path):
+    "They are told in one line, the report lies beside the run, AP is that of the good file, and results name the file's own ids."
+    data, good = changed(emoji['train'], tmp_path, roboflow), spec(emoji['train'])
+    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out')
+    assert done.returncode == 0, done.stderr
+    assert ' taken of ' in done.stdout and 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
+    assert 'cannot be used' in complaint(call(mimdet_train, *SHORT, '--dataset', data, '--strict', '--output', tmp_path/'strict'))
+    rows = []
+    for name, dataset in dict(good=good, habits=data).items():
+        assert call(mimdet_evaluate, trained, '--dataset', dataset, '--ratio', 1, '--output', tmp_path/name).returncode == 0
+        rows.append(json.loads((tmp_path/name/'metrics.json').read_text())[0])
+    assert rows[0]['bbox'] == rows[1]['bbox'] and rows[0]['segm'] == rows[1]['segm']
+    results = json.loads((tmp_path/'habits'/'predictions_1.json').read_text())
+    assert results and all(r['image_id'].startswith('img') for r in results)
+
+def test_check_and_repair(call, emoji, tmp_path):
+    data = changed(emoji['train'], tmp_path, roboflow)
+    done = call(mimdet_data, '--check', data, '--pictures', '--repair', tmp_path/'clean.json', '--sheet', tmp_path/'sheets')
+    assert done.returncode == 0, done.stderr
+    assert '16 images' in done.stdout and 'taken: ' in done.stdout and (tmp_path/'sheets'/'changed_sheet.png').exists()
+    clean = f'{tmp_path}/clean.json:{emoji["train"]["images"]}'
+    assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
+    assert 'exists' in complaint(call(mimdet_data, '--check', data, '--repair', tmp_path/'clean.json'))
+    assert 'cannot be used' in complaint(call(mimdet_data, '--check', data, '--strict'))
+    assert 'give the folder to make' in complaint(call(mimdet_data))
 
 def test_models(call):
     assert 'unknown recipe' in complaint(call(mimdet_models, 'mimdet_base_v1'))
