@@ -101,7 +101,7 @@ def narrow_model(design, pixels=224, classes=80):
 def meta_file(monkeypatch):
     "Makes the readers take weights without values for the content of a file."
     def put(weights):
-        monkeypatch.setattr(pretrained, 'read_weights', lambda path: weights)
+        monkeypatch.setattr(pretrained, 'read_wrapped', lambda path: (weights, ''))
         monkeypatch.setattr(pretrained, 'sha256', lambda path: '0'*64)
         return 'given.pth'
     return put
@@ -450,7 +450,7 @@ def damaged(folder):
         weights['backbone.bottom_up.encoder.norm.weight'][3] = value
         save_weights(weights, folder/f'{name}.pth')
     (folder/'folder.pth').mkdir()
-    says = dict(short='cut short', page='is a web page', pointer='git lfs pull', empty='is empty', code='would run code when loaded', numbers='holds no weights',
+    says = dict(short='cut short', page='is a web page', pointer='git lfs pull', empty='is empty', code='could run code when loaded', numbers='holds no weights',
                 nan='is broken: 1 of its', inf='such as backbone.bottom_up.encoder.norm.weight', folder='is a folder')
     return {name: says[name] for name in says}
 
