@@ -113,6 +113,8 @@ def complaining(
 ):
     "A user's mistake inside the block exits with 2 and one line."
     logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
+    for stream in (sys.stdout, sys.stderr): # names may hold what the terminal's encoding lacks
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     try: yield
     except BrokenPipeError: # the reader has seen enough, as in `mimdet_models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,6 +22,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from .core import MimdetError, seed_for
+from .images import literal_text
 from .pooling import FullPrecisionPooler # configurations name it here
 from .regions import detector_postprocess, to_device
 from .sampler import STRATEGIES, batch_noise
@@ -215,5 +216,6 @@ def draw(
     scale:float=1.,        # enlarge the picture
 )->np.ndarray:             # (H*scale, W*scale, 3) uint8
     "The image with boxes, masks, names and scores drawn in."
-    canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
-    return canvas.draw_instance_predictions(instances[instances.scores >= threshold]).get_image()
+    with literal_text(class_names):
+        canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
+        return canvas.draw_instance_predictions(instances[instances.scores >= threshold]).get_image()

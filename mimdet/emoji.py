@@ -21,6 +21,7 @@ from pycocotools import mask as mask_api
 from tqdm import tqdm
 from .coco import read_coco
 from .core import MimdetError, read_json, rng_for, sha256, write_json
+from .images import font_file
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4
 EMOJI = '''
@@ -384,11 +385,12 @@ def _tile(image, annotations, names, side):
         mask = np.pad(np.asarray(small.resize(tile.size, Image.Resampling.NEAREST)), 1)
         inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         pixels[mask[1:-1, 1:-1] & ~inner] = shades[a['category_id']]
-    tile, font = Image.fromarray(pixels), ImageFont.load_default(max(9, side//22))
+    tile = Image.fromarray(pixels)
     draw = ImageDraw.Draw(tile)
     for a in annotations:
         x, y, w, h = (v*zoom for v in a['bbox'])
         draw.rectangle((x, y, x + w - 1, y + h - 1), outline=shades[a['category_id']])
+        font = ImageFont.truetype(font_file(names[a['category_id']]), max(9, side//22))
         draw.text((x + 2, y + 1), names[a['category_id']], font=font, fill='white', stroke_width=1, stroke_fill='black')
     return tile
 

@@ -9,7 +9,7 @@ __all__ = ['EVALUATORS', 'METRICS', 'ratio_of', 'sampling', 'coco_results', 'det
            'with_coco_names', 'format_rows', 'check_classes', 'find_pictures', 'predict_pictures']
 
 # %% ../nbs/14_evaluate.ipynb #02-927f3380
-import contextlib, io, time
+import contextlib, io, os, time
 from operator import itemgetter
 from pathlib import Path
 import hotcoco, torch
@@ -26,12 +26,12 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from .coco import labels, read_coco
 from .core import MimdetError, atomic_path, seed_for, write_json
-from .data import DatasetInfo, TestMapper, in_background, test_augmentation, test_augmentation_of, test_loader
+from .data import DatasetInfo, TestMapper, in_background, test_augmentation, test_augmentation_of, test_loader, workers_that_fit
 from .images import list_images, png_text, read_image
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import find_weights, load_detector, metadata
-from .recipes import config
+from .recipes import class_names, config
 from .sampler import STRATEGIES, batch_noise, check_ratio, grid_shape, padding_mask
 
 # %% ../nbs/14_evaluate.ipynb #05-e5f239a0
@@ -282,8 +282,9 @@ def evaluate(
         row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples,
                    images=len(records), precision=model.precision)
         started = time.time()
+        workers = workers_that_fit(data.get('workers', 0), batch, (data.get('square') or data['max_size'])**2)
         loader = test_loader(records, mapper, batch=batch, rank=comm.get_rank(), world=comm.get_world_size(),
-                             workers=data.get('workers', 0), multiple=model.backbone.size_divisibility)
+                             workers=workers, multiple=model.backbone.size_divisibility)
         found = detections(model, loader, info, f'ratio {row["ratio"]:g}')
         row['seconds'] = round(time.time() - started, 2)
     if not comm.is_main_process(): return row
@@ -407,9 +408,9 @@ def format_rows(rows)->str:
 def check_classes(cfg, info):
     "Raise `MimdetError` if a model's categories are not those of a data set."
     count = cfg.model.roi_heads.num_classes
-    known = cfg.data.get('classes')
+    known = class_names(cfg.data)
     if count != len(info.classes): raise MimdetError(f'the model has {count} categories, {info.json} has {len(info.classes)}')
-    for mine, theirs in zip(known or (), info.classes):
+    for mine, theirs in zip(known, info.classes):
         if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
 
 # %% ../nbs/14_evaluate.ipynb #36-e70ce4e3
@@ -417,7 +418,7 @@ def find_pictures(
     images:str, # an image, a folder of images, or several of either separated by commas
 )->list:        # of paths
     "The pictures that are meant. Raises `MimdetError` if one is missing."
-    paths = [Path(part) for part in images.split(',')]
+    paths = [Path(images)] if os.path.exists(images) else [Path(part) for part in images.split(',')]
     for path in paths:
         if not path.exists(): raise MimdetError(f'{path}: no such image or folder')
     return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]
@@ -442,7 +443,7 @@ def predict_pictures(
     workers:int=2,       # threads that draw and encode
 )->list:                 # of COCO results, each with file name and category
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
-    drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), data.classes
+    drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), class_names(data)
 
     def detected():
         for path, pixels in zip(paths, in_background(read_image, paths)):

@@ -443,7 +443,7 @@ def draw_objects(
         label = thing['category'] + (f' {thing["score"]:.2f}' if 'score' in thing else '')
         size = label_size(ax, image, label, fontsize)
         x, y = label_place(thing['bbox'], size, image.shape, placed)
-        ax.text(x, y + size[1]/2, label, fontsize=fontsize, color='white', va='center', clip_on=True, bbox=dict(facecolor=colours[thing['category']], edgecolor='none', pad=.8))
+        ax.text(x, y + size[1]/2, label, fontsize=fontsize, color='white', va='center', clip_on=True, parse_math=False, bbox=dict(facecolor=colours[thing['category']], edgecolor='none', pad=.8))
 
 def label_size(ax, image, label, fontsize):
     "About how many pixels of the image a label takes."

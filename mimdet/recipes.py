@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'DECODER_RATES', 'MAE_STEMS', 'SIZES', 'DESIGNS', 'EXCEPTIONS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD',
-           'PUBLISHED', 'EVERYWHERE', 'PECULIAR', 'Recipe', 'names', 'recipe', 'nearest', 'to_config', 'config',
-           'override', 'leaves', 'differences', 'from_the_paper', 'parameters', 'parameter_count']
+           'JOINER', 'PUBLISHED', 'EVERYWHERE', 'PECULIAR', 'Recipe', 'names', 'recipe', 'nearest', 'to_config',
+           'config', 'as_stored', 'class_names', 'override', 'leaves', 'differences', 'from_the_paper', 'parameters',
+           'parameter_count']
 
 # %% ../nbs/11_recipes.ipynb #02-3e6c8c60
 import difflib, numbers
@@ -236,6 +237,21 @@ def config(
 )->DictConfig:
     "The LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
     return to_config(recipe(name, **overrides), name)
+
+# %% ../nbs/11_recipes.ipynb #d1d1000002
+JOINER = '\u2060'
+
+def as_stored(
+    names, # of categories
+)->list:
+    "Names as a configuration can hold them."
+    return [JOINER + name if name == '???' else name.replace('${', f'${JOINER}{{') for name in names]
+
+def class_names(
+    data, # the `data` section of a configuration
+)->list:
+    "The names of a configuration's categories; none if it has none."
+    return [name.replace(f'${JOINER}{{', '${').removeprefix(JOINER) for name in data.get('classes') or ()]
 
 # %% ../nbs/11_recipes.ipynb #17-f93046ef
 def override(

@@ -21,12 +21,12 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from .core import MimdetError, complaining, sha256
-from .data import DatasetInfo, TrainMapper, parse_dataset, register, train_augmentation_of, train_loader
+from .data import DatasetInfo, TrainMapper, parse_dataset, register, train_augmentation_of, train_loader, workers_that_fit
 from .detector import build, compile_parts, precision, synchronise
 from .engine import Evaluation, MovingAverage, fit, launch, lr_schedule, pick_device, process_group, under_launcher
 from .evaluate import check_classes, evaluate, format_rows, with_coco_names
 from .pretrained import find_weights, load_detector, load_mae, save_weights
-from .recipes import DECODER_RATES, RECIPES, config, differences, nearest
+from .recipes import DECODER_RATES, RECIPES, as_stored, config, differences, nearest
 from .sampler import grid_shape
 
 # %% ../nbs/15_train.ipynb #05-778da1fa
@@ -77,7 +77,7 @@ def with_classes(
     heads = cfg.model.roi_heads
     for part in filter(None, (heads, heads.box_predictor, heads.mask_head)): part.num_classes = len(info.classes)
     if not info.masks: heads.mask_in_features = heads.mask_pooler = heads.mask_head = None
-    cfg.data.classes, cfg.data.category_ids = list(info.classes), list(info.category_ids)
+    cfg.data.classes, cfg.data.category_ids = as_stored(info.classes), list(info.category_ids)
     return cfg
 
 # %% ../nbs/15_train.ipynb #63ef5927c1
@@ -215,8 +215,9 @@ def train(
     schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
     mapper = TrainMapper(train_augmentation_of(cfg.data), info.masks)
     records = training_records(cfg.data, info)
+    workers = workers_that_fit(cfg.data.workers, max(1, cfg.data.batch//(comm.get_world_size()*cfg.train.accumulate)), math.prod(largest_image(cfg.data)))
     loader = lambda done: train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done, rank=comm.get_rank(),
-                                       world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=cfg.data.workers)
+                                       world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
     before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,

@@ -264,6 +264,29 @@ def test_harmless_habits(call, emoji, trained, tmp_path):
     results = json.loads((tmp_path/'habits'/'predictions_1.json').read_text())
     assert results and all(r['image_id'].startswith('img') for r in results)
 
+ODD_NAMES = ['$$', '5$ bill and 10$ bill', '???', '${oc.env:HOME}', '\u732b', 'a_{b}$x^$', '{0} %s', '~', '']
+
+def test_odd_names(call, emoji, tmp_path):
+    "They are kept to the letter, from the annotations over the configuration to predictions."
+    def renamed(coco):
+        for c, name in zip(coco['categories'], names): c['name'] = name
+    for k in range(0, len(ODD_NAMES), 3):
+        names = ODD_NAMES[k:k + 3]
+        (folder := tmp_path/f'data{k}').mkdir()
+        data = changed(emoji['train'], folder, renamed)
+        done = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'model.roi_heads.box_predictor.test_score_thresh=0.0', '--dataset', data, '--val', data, '--output', tmp_path/f'{k}')
+        assert done.returncode == 0, done.stderr
+        done = call(mimdet_predict, tmp_path/f'{k}', emoji['val']['images'], '--output', tmp_path/f'drawn{k}', '--threshold', 0)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path/f'drawn{k}'/'predictions.json').read_text())
+        assert {r['category'] for r in found} <= {*names} and len({r['category'] for r in found}) > 1
+
+def test_a_picture_with_a_comma_in_its_name(call, trained, emoji, tmp_path):
+    picture = tmp_path/'red, large.jpg'
+    picture.write_bytes(next(Path(emoji['val']['images']).iterdir()).read_bytes())
+    done = call(mimdet_predict, trained, picture, '--output', tmp_path/'drawn')
+    assert done.returncode == 0 and (tmp_path/'drawn'/'red, large.png').exists(), done.stderr
+
 def test_check_and_repair(call, emoji, tmp_path):
     data = changed(emoji['train'], tmp_path, roboflow)
     done = call(mimdet_data, '--check', data, '--pictures', '--repair', tmp_path/'clean.json', '--sheet', tmp_path/'sheets')

@@ -1,6 +1,8 @@
 """COCO-format data sets: what is refused and how, odd images, the augmentation, and a stream that restarts and workers cannot change."""
-import copy, io, pickle, sys
+import copy, io, os, pickle, sys, time
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -631,3 +633,34 @@ def test_coco_sample():
         assert len(plain['instances']) == len(record['annotations']) - crowd
         with data.numpy_seed(0): sample = mapper(record)
         assert max(sample['image'].shape) <= 1333 and sample['instances'].gt_masks.tensor.flatten(1).any(1).all()
+
+# Processes
+
+@pytest.mark.parametrize('free, workers', [(10**9, 2), (10**6, 0)])
+def test_a_small_shared_memory_is_seen_beforehand(monkeypatch, caplog, free, workers):
+    monkeypatch.setattr(data.os, 'sched_getaffinity', lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(data.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(data.os.path, 'isdir', lambda _: True)
+    assert data.workers_that_fit(8, 2, 128*128) == workers and data.workers_that_fit(0, 2, 128*128) == 0
+    assert ('images are loaded in the main process' in caplog.text) == (workers == 0)
+
+class Dies(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, k): os.kill(os.getpid(), 9)
+
+def test_a_worker_that_dies_ends_the_run_in_one_line():
+    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'): list(data.Loader(Dies(), num_workers=1))
+
+class Hangs(Dies):
+    def __getitem__(self, k): time.sleep(60)
+
+def test_a_worker_that_is_stuck_ends_the_run_in_one_line(monkeypatch):
+    monkeypatch.setattr(data, 'PATIENCE', 1)
+    with pytest.raises(MimdetError, match='no images came for 1 seconds.*data.workers=0'): list(data.Loader(Hangs(), num_workers=1))
+
+# Names
+
+def test_a_path_with_colons_is_tried_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'my data:v2').mkdir(); (tmp_path/'a:b.json').touch()
+    assert data.parse_dataset('a:b.json:my data:v2') == (Path('a:b.json'), Path('my data:v2'))
