@@ -11,7 +11,7 @@ __all__ = ['PACKAGES', 'RECORD_SCHEMA', 'MimdetError', 'atomic_path', 'write_tex
 
 # %% ../nbs/00_core.ipynb #02-98604cd0
 import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def complaining(
     "A user's mistake inside the block exits with 2 and one line."
     logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
     for stream in (sys.stdout, sys.stderr): # names may hold what the terminal's encoding lacks
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+        with suppress(AttributeError, OSError): stream.reconfigure(errors='replace') # a notebook's streams cannot, and need not
     try: yield
     except BrokenPipeError: # the reader has seen enough, as in `mimdet_models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
