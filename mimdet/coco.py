@@ -161,7 +161,7 @@ def _sized(image, report):
     if not isinstance(image.get('file_name'), str):
         report.add(UNUSABLE, 'images without a file name', 'file_name must be text', f'{place} {image.get("file_name")!r:.40}')
     if all(type(image[side]) is int for side in sides): return image
-    report.add(TAKEN, 'sizes written as text or as 640.0', 'read as numbers', place)
+    report.add(TAKEN, 'sizes written as text or with a decimal point', 'read as numbers', place)
     return image | sides
 
 def clean_categories(entries:list, report:Report)->dict:

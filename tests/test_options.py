@@ -134,7 +134,7 @@ def files(tmp_path_factory, emoji):
     save_weights(dict(model=partial), folder/'partial.pth')
     return folder
 
-ELSEWHERE = {'train.fp16_compression': 'tests/test_parallel.py', 'data.filter_empty': 'tests/test_commands.py'}
+ELSEWHERE = {'train.fp16_compression': 'tests/test_parallel.py', 'data.filter_empty': 'tests/test_commands.py', 'data.strict': 'tests/test_commands.py'}
 
 @pytest.mark.parametrize('key', [k for k in KEYS if not k.startswith('model.') and k not in ELSEWHERE])
 def test_training(key, emoji, files, tmp_path, monkeypatch, usual):

@@ -9,7 +9,7 @@ from mimdet.emoji import EmojiConfig, make_dataset
 
 STEPS = 2
 COMMON = [f'schedule.iterations={STEPS}', 'schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=4',
-          'train.fp16_compression=false', '--device', 'cpu']
+          'train.fp16_compression=false', 'optimizer.lr=0.002', 'optimizer.lr_factor=1', '--device', 'cpu'] # one rate, at which two steps lead far
 FROZEN = ['model.backbone.norm=FrozenBN', 'model.roi_heads.box_head.conv_norm=FrozenBN']
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS='1')
 # The losses of the heads are means over regions. With the same number of regions in each image, and all of them used, nothing is
