@@ -187,6 +187,10 @@ def labels(
 
 # %% ../nbs/30_coco.ipynb #c0c0000016
 TOLERANCE = 1 # pixels that a box may stick out
+NUMERIC = {int, float}
+
+def _inside(x, y, w, h, width, height):
+    return min(x, y) >= -TOLERANCE and x + w <= width + TOLERANCE and y + h <= height + TOLERANCE
 
 def clean_box(
     box,        # as it stands in a file
@@ -198,8 +202,8 @@ def clean_box(
     if len(numbers) != 4 or None in numbers: return None, (UNUSABLE, 'boxes that are not four finite numbers', 'bbox must be x, y, width, height')
     x, y, w, h = numbers
     if w < 0 or h < 0: return None, (UNUSABLE, 'boxes with a negative side', 'bbox must be x, y, width, height')
-    if min(x, y) >= -TOLERANCE and x + w <= width + TOLERANCE and y + h <= height + TOLERANCE:
-        told = None if numbers == box and all(type(v) in (int, float) for v in box) else (TAKEN, 'numbers written as text', 'read as numbers')
+    if _inside(x, y, w, h, width, height):
+        told = None if numbers == box and all(type(v) in NUMERIC for v in box) else (TAKEN, 'numbers written as text', 'read as numbers')
         return (box if told is None else numbers), told
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if left >= right or top >= bottom: return None, (LEFT_OUT, 'boxes wholly outside their image', 'left out')
@@ -223,7 +227,7 @@ def run_lengths(
 
 def _is_polygon(points):
     if not isinstance(points, list) or len(points) % 2: return False
-    return all(type(v) in (int, float) for v in points) and all(map(math.isfinite, points))
+    return all(type(v) in NUMERIC for v in points) and all(map(math.isfinite, points))
 
 def clean_outline(
     segmentation, # as it stands in a file
@@ -269,16 +273,13 @@ def area_of(
     return float(mask_api.area(mask_api.merge(parts) if isinstance(parts, list) else parts))
 
 # %% ../nbs/30_coco.ipynb #c0c0000019
-NUMERIC = {int, float}
-
 def _is_clean(a, images, categories, masks):
     "Does an annotation need nothing? Mistakes of any kind are looked at again more slowly."
     image, (x, y, w, h), area = images[a['image_id']], a['bbox'], a['area']
     a['category_id'] in categories or categories[None]
     if not (NUMERIC >= {type(x), type(y), type(w), type(h), type(area)} and type(a['id']) is int and type(a['image_id']) is int
             and type(a['category_id']) is int and a['iscrowd'] in (0, 1) and type(a['iscrowd']) is int and not a.get('ignore')): return False
-    if not (w >= 0 <= h and 0 <= area < math.inf and min(x, y) >= -TOLERANCE and x + w <= image['width'] + TOLERANCE
-            and y + h <= image['height'] + TOLERANCE): return False
+    if not (w >= 0 <= h and 0 <= area < math.inf and _inside(x, y, w, h, image['width'], image['height'])): return False
     if not masks: return True
     outline = a['segmentation']
     if type(outline) is dict: return clean_outline(outline, image['width'], image['height']) == (outline, None)
@@ -407,7 +408,7 @@ class Files:
 
     def nearest(self, name):
         close = difflib.get_close_matches(alike(Path(name).name), self._all, 1)
-        return f'; the nearest is {self._all[close[0]][0]!r}' if close else ''
+        return f' (the nearest is {self._all[close[0]][0]!r})' if close else ''
 
     def _is_file(self, name):
         try: return (self.folder/name).is_file()
@@ -427,14 +428,15 @@ def with_files(
     report:Report,
 )->dict:
     "Images whose names are those of files."
-    files, named = Files(folder), {}
+    files, named, missed = Files(folder), {}, 0
     for name, image in images.items():
         if not isinstance(image.get('file_name'), str): continue
         found, other = files.find(image['file_name'])
         if other: report.add(TAKEN, 'file names written in another way', 'found', f'{image["file_name"]!r:.60} is {found!r:.60}')
         if found is None:
-            hint = files.nearest(image['file_name'])
-            report.add(UNUSABLE, f'images that are not in {folder}', 'name the right folder, or mend file_name' + hint, f'{image["file_name"]!r:.80}')
+            missed += 1
+            hint = files.nearest(image['file_name']) if missed <= SHOWN else '' # which looks through all names
+            report.add(UNUSABLE, f'images that are not in {folder}', 'name the right folder, or mend file_name', f'{image["file_name"]!r:.80}{hint}')
         named[name] = image | dict(file_name=found) if other else image
     return named
 
@@ -495,7 +497,7 @@ def _lists(coco, report):
     found = {kind: coco[kind] for kind in ('images', 'categories', 'annotations') if kind in coco}
     for kind in ('images', 'categories', 'annotations'):
         if kind not in found: report.add(UNUSABLE, f'no list {kind!r}', 'a file in COCO format has one', 'at the top level')
-        elif isinstance(found[kind], dict): report.add(UNUSABLE, f'{kind!r} that is an object', f'make it a list of its values', 'at the top level')
+        elif isinstance(found[kind], dict): report.add(UNUSABLE, f'{kind!r} that is an object', 'make it a list of its values', 'at the top level')
         elif not isinstance(found[kind], list): report.add(UNUSABLE, f'{kind!r} that is no list', 'it must be a list', f'{found[kind]!r:.40}')
     return None if report.of(UNUSABLE) else found
 

@@ -10,7 +10,7 @@ __all__ = ['mimdet_models', 'mimdet_doctor', 'mimdet_data', 'mimdet_pretrain', '
 import json, sys, warnings
 from pathlib import Path
 from fastcore.script import Param
-from .core import MimdetError, atomic_path, command, released_files, safetensors_metadata, write_json
+from .core import MimdetError, atomic_path, command, released, write_json
 
 # %% ../nbs/25_commands.ipynb #05-e4fa870e
 @command
@@ -39,8 +39,7 @@ def mimdet_models(
 
 def _list_released():
     "Released weights, by name: their recipe, scores, and what they are."
-    found = {name: safetensors_metadata(path) for name, path in released_files().items()}
-    found = {name: words for name, words in found.items() if 'released' in words}
+    found = released()
     if not found: return print('\nNo released weights are here: they lie in the folder weights of the repository, which MIMDET_WEIGHTS can name.')
     print('\nReleased weights: a name stands for its file wherever weights are asked for')
     for name, words in found.items():
@@ -213,7 +212,7 @@ def mimdet_train(
     if eval_only and output and not init and Path(output, 'config.yaml').is_file(): config = f'{output}/config.yaml'
     changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
     if dataset and not is_file(config):
-        there = check_dataset(*parse_dataset(dataset), files=False)['images']
+        there = check_dataset(*parse_dataset(dataset))['images'] # read once: training finds it read
         changes |= dict(images=min(there, first or there))
     cfg = read_config(config, **changes)
     if first: cfg.data.first = first

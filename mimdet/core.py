@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'RECORD_SCHEMA', 'MimdetError', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256',
            'config_hash', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'released_files',
-           'safetensors_metadata', 'complaining', 'command', 'check_parameters', 'versions', 'git_state', 'cpu_name',
-           'hardware', 'peak_memory_mb', 'fingerprint', 'make_record', 'read_record', 'run_seconds', 'encode_bytes',
-           'decode_bytes']
+           'safetensors_metadata', 'released', 'complaining', 'command', 'check_parameters', 'versions', 'git_state',
+           'cpu_name', 'usable_cores', 'hardware', 'peak_memory_mb', 'fingerprint', 'make_record', 'read_record',
+           'run_seconds', 'encode_bytes', 'decode_bytes']
 
 # %% ../nbs/00_core.ipynb #02-98604cd0
 import ast, base64, datetime, hashlib, importlib.metadata, json, logging, os, platform, resource, subprocess, sys, time
@@ -106,6 +106,11 @@ def safetensors_metadata(
     except (ValueError, MemoryError, OverflowError, AttributeError):
         raise MimdetError(f'{path} is damaged, cut short, or no safetensors file') from None
 
+def released()->dict: # name -> metadata
+    "The released weights that are there, each with what it says about itself."
+    found = {name: safetensors_metadata(path) for name, path in released_files().items()}
+    return {name: words for name, words in found.items() if 'released' in words}
+
 # %% ../nbs/00_core.ipynb #21-33ac7e7e
 @contextmanager
 def complaining(
@@ -185,11 +190,15 @@ def cpu_name()->str:
     except OSError: return platform.processor() or platform.machine()
     return next((line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')), platform.machine())
 
+def usable_cores()->int:
+    "CPU cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def hardware(
     device:str='cpu', # a torch device
 )->dict:
     "What the run ran on: names and sizes, no identities."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = usable_cores()
     found = dict(device=device, cpu=cpu_name(), cores=cores)
     if device.startswith('cuda'):
         import torch

@@ -11,7 +11,7 @@ __all__ = ['COCO_NAMES', 'TURNED', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'P
            'train_loader', 'in_background', 'padded_size', 'SameSize', 'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
-import copy, logging, math, os, shutil, warnings
+import copy, logging, os, shutil, warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from .coco import Reading, check_objects, labels, number, read_coco
-from .core import MimdetError, datasets_dir, rng_for, seed_for
-from .images import image_errors, is_turned, list_images, png_text, read_image
+from .core import MimdetError, datasets_dir, rng_for, seed_for, usable_cores
+from .images import is_turned, read_image
 
 # %% ../nbs/09_data.ipynb #08-1976bc56
 COCO_NAMES = {f'coco_2017_{split}': (f'coco/annotations/instances_{split}2017.json', f'coco/{split}2017') for split in ('train', 'val')}
@@ -389,7 +389,7 @@ def workers_that_fit(
     pixels:int,  # of an image
 )->int:          # so many can work here
     "No more loading processes than cores, and none where /dev/shm, through which they hand over images, is too small."
-    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    workers = min(workers, usable_cores())
     if not workers or not os.path.isdir('/dev/shm'): return workers
     needed, free = workers*2*batch*pixels*(3 + MASKS_AN_IMAGE), shutil.disk_usage('/dev/shm').free # each prepares two batches ahead
     if needed <= free: return workers

@@ -12,7 +12,7 @@ __all__ = ['SETUP', 'INSTEAD', 'COCO_IMAGES', 'CHECKS', 'Finding', 'check_python
 import importlib, importlib.metadata, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 from typing import NamedTuple
-from .core import cpu_name, datasets_dir
+from .core import cpu_name, datasets_dir, usable_cores
 
 # %% ../nbs/18_doctor.ipynb #05-a3195162
 class Finding(NamedTuple):
@@ -86,7 +86,7 @@ def check_devices(
 )->list:
     "GPUs, or the CPU."
     import torch
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = usable_cores()
     findings = [Finding('ok', 'CPU', f'{cpu_name()}, {cores} cores, torch uses {torch.get_num_threads()} threads')]
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)

@@ -78,9 +78,9 @@ def list_images(
 )->list:    # of paths, by name
     "The pictures in a folder; other files are named. Raises `MimdetError` if there are none."
     files = sorted(path for path in Path(folder).glob('*') if path.is_file() and not path.name.startswith('.'))
-    found = [path for path in files if is_picture(path)]
-    others = [path.name for path in files if path not in {*found}]
-    named = ', '.join(map(repr, others[:3])) + (', ...' if len(others) > 3 else '')
+    known = {path: is_picture(path) for path in files}
+    found, others = ([path for path in files if known[path] == wanted] for wanted in (True, False))
+    named = ', '.join(repr(path.name) for path in others[:3]) + (', ...' if len(others) > 3 else '')
     if not found: raise MimdetError(f'{folder}: no images here' + (f' among {len(others)} files, such as {named}' if others else ''))
     if others: logging.getLogger(__name__).warning(f'{folder}: {len(others)} of {len(files)} files are no pictures that can be read, and are left out: {named}')
     return found
@@ -110,10 +110,11 @@ def font_families(
     "Fonts that have the characters of some names."
     needed = {ord(c) for name in names for c in name if not c.isspace()}
     found = _characters()
-    missing = needed - set().union(*(characters for _, characters in found.values()))
+    missing = {c for c in needed if not any(c in characters for _, characters in found.values())}
     if missing: _say_once(f'no font here has {", ".join(map(chr, sorted(missing)[:5]))}: install one, such as Noto Sans CJK')
     return [name for name, (_, characters) in found.items() if name == FONTS[0] or needed & characters]
 
+@lru_cache(maxsize=None)
 def font_file(
     name:str, # a text that is to be drawn
 )->str:       # of the font that has most of its characters

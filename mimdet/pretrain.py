@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'ASPECTS', 'uniform', 'crop_boxes', 'resize_weights', 'crop_by_matrices', 'crop_one_by_one', 'decoded_bytes',
-           'read_picture', 'read_pictures', 'Crops', 'Pretraining', 'StemFitting', 'fit_stem', 'stem_names',
-           'stem_effect', 'pretrain', 'autoencoder', 'reconstructions', 'painted', 'as_examples', 'load_stem',
-           'load_autoencoder', 'completed', 'add_stem']
+           'read_picture', 'read_pictures', 'Crops', 'fast_autocast', 'Pretraining', 'StemFitting', 'share_of_variance',
+           'fit_stem', 'stem_names', 'stem_effect', 'pretrain', 'autoencoder', 'reconstructions', 'painted',
+           'as_examples', 'load_stem', 'load_autoencoder', 'completed', 'add_stem']
 
 # %% ../nbs/13_pretrain.ipynb #02-151b54f2
 import hashlib, re, time
@@ -182,6 +182,11 @@ class Crops(Dataset):
         return self._permutation
 
 # %% ../nbs/13_pretrain.ipynb #08-f823c2c1
+def fast_autocast(device:torch.device):
+    "Autocast to the fastest precision of a device."
+    dtype = precision('auto', device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
 class Pretraining(nn.Module):
     "An autoencoder's loss on batches of crops; which patches are hidden depends on the seed and the draw alone."
     def __init__(self, mae, mask_ratio, seed):
@@ -200,10 +205,7 @@ class Pretraining(nn.Module):
         return self.mae(send(crops, self.mean.device), noise, self.mask_ratio, self.normalise, tokens)
 
     def forward(self, batch):
-        device = self.mean.device
-        dtype = precision('auto', device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return dict(loss=self.reconstruct(*batch).loss)
+        with fast_autocast(self.mean.device): return dict(loss=self.reconstruct(*batch).loss)
 
 # %% ../nbs/13_pretrain.ipynb #a1f3c0de02
 class StemFitting(nn.Module):
@@ -225,11 +227,12 @@ class StemFitting(nn.Module):
         return self.stem(images).features.flatten(2).mT.float(), wanted
 
     def forward(self, batch):
-        device = self.target[0].mean.device
-        dtype = precision('auto', device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            given, wanted = self.tokens(batch[0])
-        return dict(loss=F.mse_loss(given, wanted)/wanted.var())
+        with fast_autocast(self.target[0].mean.device): given, wanted = self.tokens(batch[0])
+        return dict(loss=share_of_variance(given, wanted))
+
+def share_of_variance(given, wanted): # of one shape
+    "The mean squared error over the variance of what is wanted."
+    return F.mse_loss(given, wanted)/wanted.var()
 
 def fit_stem(
     model:Pretraining,  # with the autoencoder
@@ -276,7 +279,7 @@ def stem_effect(
     "How well a stem takes the place of an autoencoder's patch embedding."
     pixels, draws = crops[draws]
     given, wanted = StemFitting(model, stem).tokens(pixels)
-    return dict(error=(F.mse_loss(given, wanted)/wanted.var()).item(),
+    return dict(error=share_of_variance(given, wanted).item(),
                 loss=model.reconstruct(pixels, draws).loss.item(),
                 loss_with_stem=model.reconstruct(pixels, draws, given).loss.item())
 

@@ -638,7 +638,7 @@ def test_coco_sample():
 
 @pytest.mark.parametrize('free, workers', [(10**9, 2), (10**6, 0)])
 def test_a_small_shared_memory_is_seen_beforehand(monkeypatch, caplog, free, workers):
-    monkeypatch.setattr(data.os, 'sched_getaffinity', lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(data, 'usable_cores', lambda: 2)
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
     monkeypatch.setattr(data.os.path, 'isdir', lambda _: True)
     assert data.workers_that_fit(8, 2, 128*128) == workers and data.workers_that_fit(0, 2, 128*128) == 0
