@@ -44,7 +44,7 @@ class StemBackbone(Pyramid):
         c2, c3, features = self.encoder.patch_embed(images.tensor)
         tokens = self.decoder.conv_feat_proj(rearrange(features, 'b c h w -> b h w c'))
         c4 = rearrange(self.decoder.decoder_norm(tokens), 'b h w c -> b c h w')
-        return dict(c2=c2, c3=c3, c4=c4, c5=F.max_pool2d(c4, 2))
+        return dict(c2=c2, c3=c3, c4=c4, c5=F.max_pool2d(c4, 2, ceil_mode=True))
 
 # %% ../nbs/22_ablations.ipynb #07-b4d4a687
 class PatchifyBackbone(MIMDetBackbone):
@@ -65,7 +65,7 @@ class PatchifyBackbone(MIMDetBackbone):
 
     def forward(self, images, noise=None):
         c4 = self.complete(self.encoder.patch_embed(images.tensor), images, noise)
-        return dict(c2=self.upsample.c2(c4), c3=self.upsample.c3(c4), c4=c4, c5=F.max_pool2d(c4, 2))
+        return dict(c2=self.upsample.c2(c4), c3=self.upsample.c3(c4), c4=c4, c5=F.max_pool2d(c4, 2, ceil_mode=True))
 
 # %% ../nbs/22_ablations.ipynb #15-5ccbf507
 def c4_variance(

@@ -58,7 +58,7 @@ class MIMDetBackbone(Pyramid):
     )->dict:
         c2, c3, features = self.encoder.patch_embed(images.tensor)
         c4 = self.complete(rearrange(features, 'b c h w -> b (h w) c'), images, noise)
-        return dict(c2=c2, c3=c3, c4=c4, c5=F.max_pool2d(c4, 2))
+        return dict(c2=c2, c3=c3, c4=c4, c5=F.max_pool2d(c4, 2, ceil_mode=True)) # also of a map with one row
 
     def complete(self,
         tokens,           # (B, N, dim) for all positions, in raster order

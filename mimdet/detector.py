@@ -216,6 +216,8 @@ def draw(
     scale:float=1.,        # enlarge the picture
 )->np.ndarray:             # (H*scale, W*scale, 3) uint8
     "The image with boxes, masks, names and scores drawn in."
+    shown = instances[instances.scores >= threshold]
+    if image.shape[1] == 2 and shown.has('pred_masks'): shown.remove('pred_masks') # detectron2 refuses masks of two columns
     with literal_text(class_names):
         canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
-        return canvas.draw_instance_predictions(instances[instances.scores >= threshold]).get_image()
+        return canvas.draw_instance_predictions(shown).get_image()

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from .coco import labels, read_coco
 from .core import MimdetError, atomic_path, seed_for, write_json
 from .data import DatasetInfo, TestMapper, in_background, test_augmentation, test_augmentation_of, test_loader, workers_that_fit
-from .images import list_images, png_text, read_image
+from .images import list_images, png_text, read_image, reduction
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
 from .pretrained import find_weights, load_detector, metadata
@@ -424,10 +424,9 @@ def find_pictures(
     return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]
 
 def _targets(paths, output):
-    "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing, or if a picture cannot be read."
+    "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing."
     targets = {path: output/f'{path.stem}.png' for path in paths}
-    for path, target in targets.items():
-        read_image(path)
+    for target in targets.values():
         if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
     if len({*targets.values()}) < len(paths): raise MimdetError('two of the pictures have one name, apart from folder and ending: predict them into two folders')
     return targets
@@ -444,9 +443,11 @@ def predict_pictures(
 )->list:                 # of COCO results, each with file name and category
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
     drawn, augmentation, names = _targets(paths, Path(output)), test_augmentation_of(data), class_names(data)
+    reduced = {path: reduction(path, data.get('square', 0) or data.test_short_edge) for path in paths}
+    for path in paths: read_image(path, reduced[path]) # all can be, before anything is written
 
     def detected():
-        for path, pixels in zip(paths, in_background(read_image, paths)):
+        for path, pixels in zip(paths, in_background(lambda path: read_image(path, reduced[path]), paths)):
             instances = predict(model, pixels, augmentation, path.name)
             yield path, pixels, instances[instances.scores >= threshold]
 
@@ -454,13 +455,15 @@ def predict_pictures(
         path, pixels, instances = one
         picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
         with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
-        return path, [_named(result, names, data.category_ids) for result in coco_results(instances, path.name)]
+        size = dict(reduced=reduced[path]) if reduced[path] > 1 else {}
+        return path, [_named(result, names, data.category_ids) | size for result in coco_results(instances, path.name)]
 
     found, finished = [], in_background(finish, detected(), workers, depth=workers)
     with evaluating(model): # once, so that weights are cast once
         for path, objects in tqdm(finished, total=len(paths), desc='predict', unit='image', disable=None):
             found += objects
-            print(f'{path.name}: {", ".join(each["category"] for each in objects) or "nothing"}')
+            size = f' (read at 1/{reduced[path]} of its size, which boxes and masks refer to)' if reduced[path] > 1 else ''
+            print(f'{path.name}{size}: {", ".join(each["category"] for each in objects) or "nothing"}')
     write_json(Path(output)/'predictions.json', found)
     return found
 

@@ -1,0 +1,88 @@
+"""Data sets as the world makes them, through the commands: used as they were meant, or refused in one line."""
+import json, os
+import numpy as np
+import pytest
+from PIL import Image, features
+from conftest import SHORT, run_command
+from inputs import CASES, write
+from mimdet import images
+from mimdet.commands import mimdet_data, mimdet_predict, mimdet_train
+from test_commands import complaint
+
+@pytest.mark.parametrize('name', CASES)
+def test_training(call, name, tmp_path):
+    case, data = CASES[name], write(name, tmp_path)
+    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out')
+    if case.refused:
+        assert case.refused in complaint(done)
+        assert not (tmp_path/'out'/'model_final.pth').exists()
+        return
+    assert done.returncode == 0 and 'box AP' in done.stdout and 'Traceback' not in done.stderr, done.stderr
+    report = (tmp_path/'out'/'data_report.txt').read_text()
+    for kind, words in {'taken': case.taken, 'left out': case.left_out}.items():
+        assert (f'  {kind}: {words}' in report) if words else (f'  {kind}: ' not in report), report
+    assert (str(tmp_path/'a.json') + ': ' in done.stdout) == bool(case.taken or case.left_out), 'one line tells that there is something to tell'
+    assert case.told in done.stdout + done.stderr
+
+@pytest.mark.parametrize('name', CASES)
+def test_check(call, name, tmp_path):
+    "`mimdet_data --check` tells the same without training, and writes a clean form in which there is nothing to tell."
+    case, data = CASES[name], write(name, tmp_path)
+    done = call(mimdet_data, '--check', data, '--pictures', '--repair', tmp_path/'clean.json')
+    if case.refused and name not in NOTHING_TO_LEARN:
+        assert case.refused.split(' (')[0] in complaint(done)
+        assert not (tmp_path/'clean.json').exists()
+        return
+    assert done.returncode == 0, done.stderr
+    assert (case.taken or case.left_out or 'nothing to tell') in done.stdout
+    clean = f'{tmp_path}/clean.json:{data.split(":", 1)[1]}'
+    assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
+
+NOTHING_TO_LEARN = 'no_annotations', 'all_crowd' # there is nothing wrong with these files
+
+def predicted(call, trained, pictures, tmp_path):
+    done = call(mimdet_predict, trained, pictures, '--output', tmp_path/'drawn', '--threshold', 0)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((tmp_path/'drawn'/'predictions.json').read_text())
+
+def picture(side=64): return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+def test_pictures_are_known_by_what_they_hold(call, trained, tmp_path):
+    "What is none is counted and named: a phone's HEIC, under whatever name."
+    (folder := tmp_path/'in').mkdir()
+    kinds = {'a.jpg': 'JPEG', 'b.jfif': 'JPEG', 'c.gif': 'GIF', 'd.jpe': 'JPEG', 'e.ppm': 'PPM', 'f.jp2': 'JPEG2000', 'g.png': 'JPEG', 'h': 'PNG'} | ({'i.avif': 'AVIF'} if features.check('avif') else {})
+    for name, kind in kinds.items(): picture().save(folder/name, kind)
+    for name in ('IMG_1.HEIC', 'IMG_2.jpg'): (folder/name).write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(200))
+    done, found = predicted(call, trained, folder, tmp_path)
+    assert {f['file_name'] for f in found} == {*kinds}
+    assert f"2 of {len(kinds) + 2} files are no pictures that can be read, and are left out: 'IMG_1.HEIC', 'IMG_2.jpg'" in done.stderr
+
+def test_a_folder_of_nothing_that_is_known(call, trained, tmp_path):
+    (tmp_path/'IMG_1.HEIC').write_bytes(b'\0\0\0\x18ftypheic' + bytes(200))
+    assert "no images here among 1 files, such as 'IMG_1.HEIC'" in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path/'drawn'))
+
+@pytest.mark.parametrize('size', [(500, 2), (2, 500), (1, 1)], ids=str)
+def test_thin_pictures(call, trained, size, tmp_path):
+    Image.new('RGB', size, 'grey').save(tmp_path/'strip.png')
+    predicted(call, trained, tmp_path/'strip.png', tmp_path)
+
+def test_a_name_that_is_not_utf8(trained, tmp_path):
+    "Under a terminal that refuses what it cannot encode."
+    (tmp_path/'in').mkdir()
+    name = os.fsencode(tmp_path/'in') + b'/caf\xe9.jpg'
+    picture().save(tmp_path/'x.jpg')
+    os.rename(tmp_path/'x.jpg', name)
+    environment = os.environ | dict(PYTHONIOENCODING='utf-8:strict')
+    done = run_command('mimdet_predict', trained, tmp_path/'in', '--output', tmp_path/'drawn', '--threshold', 0, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path/'drawn'/'predictions.json').read_text())
+
+def test_very_large_pictures(call, trained, tmp_path, monkeypatch):
+    "They are read reduced for a small network; what is larger still is refused with its size."
+    monkeypatch.setattr(images, 'MANY_PIXELS', 100_000)
+    picture(512).save(tmp_path/'large.jpg')
+    done, found = predicted(call, trained, tmp_path/'large.jpg', tmp_path)
+    assert 'large.jpg (read at 1/2 of its size' in done.stdout
+    assert found and all(f['reduced'] == 2 and f['segmentation']['size'] == [256, 256] for f in found)
+    monkeypatch.setattr(images, 'MOST_PIXELS', 60_000)
+    assert '512 x 512 = 262,144 pixels, and 60,000 are the limit' in complaint(call(mimdet_predict, trained, tmp_path/'large.jpg', '--output', tmp_path/'again'))
