@@ -71,7 +71,9 @@ class Report:
     def plain(self)->dict: return dict(sha256=self.sha256, objects=self.objects, lines=[line._asdict() for line in self.lines])
 
     @property
-    def digest(self): return config_hash(self.plain())
+    def digest(self):
+        "A hash of all of it, or nothing where there is nothing to tell; run records hold it."
+        return config_hash(self.plain()) if self.lines else ''
 
     def __str__(self): return '\n'.join([self.summary or f'{self.json}: nothing to tell', *(f'  {line}' for line in self.lines)])
 

@@ -79,7 +79,9 @@ def _check_data(spec, pictures, strict, repair, sheet, workers):
     reading = read_coco(json, images, strict)
     print(contents(reading))
     print(reading.report)
-    if pictures: check_pictures(json, images, reading.coco['images'], workers, 'pictures')
+    if pictures:
+        kinds = check_pictures(json, images, reading.coco['images'], workers, 'pictures')
+        print('pictures: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common()))
     if sheet:
         with atomic_path(Path(sheet)/f'{json.stem}_sheet.png') as part: contact_sheet(json, images).save(part, 'PNG')
         print(Path(sheet)/f'{json.stem}_sheet.png')

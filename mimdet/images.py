@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY_PIXELS', 'MOST_PIXELS', 'TURNS', 'SIGNS', 'FONTS', 'image_errors', 'in_eight_bits', 'read_image', 'reduction',
-           'is_turned', 'is_picture', 'list_images', 'png_text', 'font_families', 'font_file', 'literal_text']
+           'picture_kind', 'is_turned', 'is_picture', 'list_images', 'png_text', 'font_families', 'font_file',
+           'literal_text']
 
 # %% ../nbs/31_images.ipynb #d0d0000003
 import io, logging, warnings
@@ -68,6 +69,15 @@ def reduction(
     with image_errors(path), Image.open(path) as image: width, height = image.size
     fractions = [k for k in (1, 2, 4, 8) if k == 1 or min(width, height) >= k*side]
     return next((k for k in fractions if width*height <= MANY_PIXELS*k**2), fractions[-1])
+
+def picture_kind(
+    path, # an image file
+)->str:   # such as 'JPEG RGB' or 'PNG I;16 (scaled to eight bits), turned by its EXIF note'
+    "Format, mode, and what `read_image` does to it."
+    with image_errors(path), Image.open(path) as image:
+        wide = ' (scaled to eight bits)' if image.mode[0] in 'IF' else ''
+        turned = ', turned by its EXIF note' if image.getexif().get(0x0112, 1) != 1 else ''
+        return f'{image.format} {image.mode}{wide}{turned}'
 
 def is_turned(path)->bool:
     "Does a picture's EXIF note swap its sides?"

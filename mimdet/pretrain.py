@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from .core import MimdetError, config_hash, rng_for, seed_for, sha256
-from .data import Loader
+from .data import Loader, workers_that_fit
 from .detector import precision
 from .engine import fit, lr_schedule, pick_device, read_metrics
 from .images import image_errors, list_images, png_text, read_image
@@ -318,6 +318,8 @@ def pretrain(
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     crops = Crops(images, side, seed, least, memory_mb, device)
+    if crops.pictures: workers = 0 # they are in memory
+    workers = workers_that_fit(workers, batch, side**2)
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
@@ -335,7 +337,7 @@ def pretrain(
 def _batches(crops, batch, done, steps, workers):
     "The stream from step `done` on, a batch of `crops` at a time."
     draws = [range(k*batch, (k + 1)*batch) for k in range(done, steps)]
-    return Loader(crops, batch_size=None, sampler=draws, num_workers=0 if crops.pictures else workers)
+    return Loader(crops, batch_size=None, sampler=draws, num_workers=workers)
 
 def _rate(output, batch):
     "Images a second by the logged time of a step; None for a run too short to have one."

@@ -636,13 +636,13 @@ def test_coco_sample():
 
 # Processes
 
-@pytest.mark.parametrize('free, workers', [(10**9, 2), (10**6, 0)])
+@pytest.mark.parametrize('free, workers', [(10**9, 2), (2*10**6, 1), (10**6, 0)])
 def test_a_small_shared_memory_is_seen_beforehand(monkeypatch, caplog, free, workers):
     monkeypatch.setattr(data, 'usable_cores', lambda: 2)
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
     monkeypatch.setattr(data.os.path, 'isdir', lambda _: True)
     assert data.workers_that_fit(8, 2, 128*128) == workers and data.workers_that_fit(0, 2, 128*128) == 0
-    assert ('images are loaded in the main process' in caplog.text) == (workers == 0)
+    assert (f'{workers or "none"} will load images' in caplog.text) == (workers < 2)
 
 class Dies(torch.utils.data.Dataset):
     def __len__(self): return 4
@@ -650,6 +650,18 @@ class Dies(torch.utils.data.Dataset):
 
 def test_a_worker_that_dies_ends_the_run_in_one_line():
     with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'): list(data.Loader(Dies(), num_workers=1))
+
+@pytest.mark.parametrize('told, line', [('unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)', '/dev/shm, .* is full'), ('Too many open files', 'too many open files')])
+def test_a_batch_that_cannot_be_handed_over_ends_the_run_in_one_line(monkeypatch, records, told, line):
+    def share_memory_(self): raise RuntimeError(told)
+    monkeypatch.setattr(torch.Tensor, 'share_memory_', share_memory_)
+    with pytest.raises(MimdetError, match=f'^{line}.*: data.workers=0 loads'): trace(data.train_loader(**options(records, workers=1)))
+
+class Mistaken(Dies):
+    def __getitem__(self, k): return [][k]
+
+def test_a_mistake_in_a_worker_keeps_its_traceback():
+    with pytest.raises(IndexError, match='Original Traceback'): list(data.Loader(Mistaken(), num_workers=1))
 
 class Hangs(Dies):
     def __getitem__(self, k): time.sleep(60)

@@ -35,9 +35,11 @@ def test_check(call, name, tmp_path):
         return
     assert done.returncode == 0, done.stderr
     assert (case.taken or case.left_out or 'nothing to tell') in done.stdout
+    assert KINDS.get(name, '4 JPEG RGB') in done.stdout
     clean = f'{tmp_path}/clean.json:{data.split(":", 1)[1]}'
     assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
 
+KINDS = dict(sixteen_bits='4 PNG I;16 (scaled to eight bits)', upside_down='4 JPEG RGB, turned by its EXIF note')
 NOTHING_TO_LEARN = 'no_annotations', 'all_crowd' # there is nothing wrong with these files
 
 def predicted(call, trained, pictures, tmp_path):
