@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAKEN', 'LEFT_OUT', 'UNUSABLE', 'KINDS', 'SHOWN', 'MOST_LEFT_OUT', 'PARTS', 'MARKS', 'BOM', 'TOLERANCE', 'NUMERIC',
-           'SIZES', 'RARE', 'Line', 'Report', 'parse', 'number', 'whole', 'key', 'indexed', 'clean_images',
+           'REACH', 'SIZES', 'RARE', 'Line', 'Report', 'parse', 'number', 'whole', 'key', 'indexed', 'clean_images',
            'clean_categories', 'labels', 'clean_box', 'run_lengths', 'clean_outline', 'area_of', 'clean_annotations',
            'alike', 'as_meant', 'Files', 'with_files', 'Reading', 'read_coco', 'check_objects', 'contents', 'repaired']
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 from pycocotools import mask as mask_api
 from .core import MimdetError, config_hash
+from .images import MOST_PIXELS
 
 # %% ../nbs/30_coco.ipynb #c0c0000006
 TAKEN, LEFT_OUT, UNUSABLE = KINDS = 'taken', 'left out', 'cannot be used'
@@ -166,6 +167,9 @@ def _sized(image, report):
         told = [image.get(side) for side in sides]
         report.add(UNUSABLE, 'images without a size', 'width and height must be positive whole numbers', f'{place} {str(told):.60}')
         return image | dict(width=0, height=0)
+    if math.prod(sides.values()) > MOST_PIXELS:
+        report.add(UNUSABLE, f'images of more than {MOST_PIXELS:,} pixels', 'scale them down, or cut them into tiles', f'{place} {[*sides.values()]}')
+        return image | dict(width=0, height=0)
     if not isinstance(image.get('file_name'), str):
         report.add(UNUSABLE, 'images without a file name', 'file_name must be text', f'{place} {image.get("file_name")!r:.40}')
     if all(type(image[side]) is int for side in sides): return image
@@ -196,6 +200,7 @@ def labels(
 # %% ../nbs/30_coco.ipynb #c0c0000016
 TOLERANCE = 1 # pixels that a box may stick out
 NUMERIC = {int, float}
+REACH = 3     # longer sides of an image, as far as a polygon's points may lie: to fill a polygon, pycocotools walks along its whole outline
 
 def _inside(x, y, w, h, width, height):
     return min(x, y) >= -TOLERANCE and x + w <= width + TOLERANCE and y + h <= height + TOLERANCE
@@ -233,9 +238,9 @@ def run_lengths(
         value = shift = 0
     return None if shift else lengths
 
-def _is_polygon(points):
+def _is_polygon(points, reach):
     if not isinstance(points, list) or len(points) % 2: return False
-    return all(type(v) in NUMERIC for v in points) and all(map(math.isfinite, points))
+    return all(type(v) in NUMERIC and -reach <= v <= reach for v in points)
 
 def clean_outline(
     segmentation, # as it stands in a file
@@ -253,8 +258,8 @@ def clean_outline(
     if any(isinstance(v, str) for points in segmentation if isinstance(points, list) for v in points):
         told = TAKEN, 'numbers written as text', 'read as numbers'
         polygons = [[number(v) for v in points] if isinstance(points, list) else points for points in segmentation]
-    proper = [points for points in polygons if _is_polygon(points)]
-    if max(map(len, proper), default=0) < 6: return None, (LEFT_OUT, 'outlines without a polygon of three points', 'left out')
+    proper = [points for points in polygons if _is_polygon(points, REACH*max(width, height))]
+    if max(map(len, proper), default=0) < 6: return None, (LEFT_OUT, 'outlines without a polygon of three points in reach of their image', 'left out')
     if len(proper) < len(polygons): return proper, (LEFT_OUT, PARTS, 'left out, the rest of the outline stays')
     return polygons, told
 
@@ -292,9 +297,10 @@ def _is_clean(a, images, categories, masks):
     outline = a['segmentation']
     if type(outline) is dict: return clean_outline(outline, image['width'], image['height']) == (outline, None)
     if type(outline) is not list: return False
-    longest = 0
+    longest, reach = 0, REACH*max(image['width'], image['height'])
     for points in outline:
         if type(points) is not list or len(points) % 2 or not math.isfinite(sum(points)) or bool in map(type, points): return False
+        if max(points) > reach or min(points) < -reach: return False
         longest = max(longest, len(points))
     return longest >= 6
 

@@ -218,6 +218,8 @@ def draw(
     "The image with boxes, masks, names and scores drawn in."
     shown = instances[instances.scores >= threshold]
     if image.shape[1] == 2 and shown.has('pred_masks'): shown.remove('pred_masks') # detectron2 refuses masks of two columns
-    with literal_text(class_names):
+    with literal_text(class_names) as families:
         canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
-        return canvas.draw_instance_predictions(shown).get_image()
+        drawn = canvas.draw_instance_predictions(shown)
+        for text in drawn.ax.texts: text.set_fontfamily(families) # detectron2 asks for any font without serifs
+        return drawn.get_image()

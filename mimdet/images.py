@@ -124,8 +124,10 @@ FONTS = ('DejaVu Sans', 'Noto Sans', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'We
 def _characters():
     "{font family: (file, characters)} of those of `FONTS` that are installed."
     from matplotlib import font_manager # takes a second where its cache is not made yet
-    there = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-    return {name: (there[name], {*font_manager.get_font(there[name]).get_charmap()}) for name in FONTS if name in there}
+    logging.getLogger(font_manager.__name__).setLevel(logging.ERROR) # it warns of fonts that have no normal weight
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    files = {name: font_manager.findfont(name) for name in FONTS if name in there} # the upright one
+    return {name: (file, {*font_manager.get_font(file).get_charmap()}) for name, file in files.items()}
 
 def font_families(
     names, # texts that are to be drawn
@@ -149,8 +151,9 @@ def font_file(
 def literal_text(
     names, # texts that are to be drawn
 ):
-    "Inside the block matplotlib draws names as they are, with fonts that have their characters."
+    "Inside the block matplotlib draws names as they are, with fonts that have their characters; gives the families of these."
     import matplotlib.pyplot as plt
-    with plt.rc_context({'text.parse_math': False, 'font.sans-serif': font_families(names)}), warnings.catch_warnings():
+    families = font_families(names) # all by name: for 'sans-serif' matplotlib takes the first that is there, and asks no other
+    with plt.rc_context({'text.parse_math': False, 'font.family': families}), warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'Glyph .* missing from') # said once, by `font_families`
-        yield
+        yield families

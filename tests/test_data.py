@@ -77,7 +77,7 @@ CANNOT = [ # and what the complaint says
     ((A, 0, 'image_id'), 99, 'annotation 3: 99'), ((A, 0, 'category_id'), 4, 'annotation 3: 4'), ((A, 0, 'category_id'), [3], 'annotation 3'), ((A, 0, 'image_id'), [1], 'annotation 3'),
     ((A, 0, 'iscrowd'), 2, 'neither 0 nor 1'), ((A, 0, 'iscrowd'), 'no', 'neither 0 nor 1'), ((A, 0, 'ignore'), 1, '"ignore"'), ((A, 0, 'area'), 'large', 'area'), ((A, 0, 'area'), -3, 'area'),
     *[((A, 0, 'bbox'), box, "annotation 3 of '1.png'.*") for box in ([5, 5, -3, 4], [5, 5, 4], [], [5, 5, 'x', 4], '5544', [5, 5, True, 4], {}, 7)],
-    ((A, 0, 'segmentation'), [5, 6, 7, 8, 9, 10], 'wrap the polygon in a list'), ((I, 2, 'file_name'), 'missing.png', "'missing.png'"),
+    ((A, 0, 'segmentation'), [5, 6, 7, 8, 9, 10], 'wrap the polygon in a list'), ((I, 1, 'width'), 10**9, 'images of more than 250,000,000 pixels.*image 20'), ((I, 2, 'file_name'), 'missing.png', "'missing.png'"),
 ]
 
 @pytest.mark.parametrize('place, value, complaint', CANNOT, ids=[f'{n}-{c[-30:]}' for n, (_, _, c) in enumerate(CANNOT)])
@@ -85,7 +85,7 @@ def test_what_cannot_be_used(tmp_path, toy, place, value, complaint):
     with pytest.raises(MimdetError, match=complaint) as e: check(tmp_path, changed(toy, place, value))
     assert '\n' not in str(e.value) and 'b.json cannot be used: ' in str(e.value)
 
-LEFT_OUT = [([[1, 2, 3, 4, 5]], 'three points'), ([[1, 2, 3, 4]], 'three points'), ([], 'without an outline'), (None, 'without an outline'), ([[1, 2, 'x', 4, 5, 6]], 'three points'), ('mask', 'neither polygons'),
+LEFT_OUT = [([[1, 2, 3, 4, 5]], 'three points'), ([[1, 2, 3, 4]], 'three points'), ([], 'without an outline'), (None, 'without an outline'), ([[1, 2, 'x', 4, 5, 6]], 'three points'), ([[1, 2, 3, 4, 1e9, 6]], 'in reach of their image'), ('mask', 'neither polygons'),
     (dict(size=[48, 64]), 'do not add up'), (packed(blob(48, 64)), 'another size'), (dict(size=[48, 64], counts=[5, 5]), 'do not add up'), (dict(size=[48, 64], counts='zz'), 'do not add up'),
     (dict(size=[48, 64], counts=packed(blob(64, 48))['counts'][:-3]), 'do not add up'), (dict(size=[48, 64], counts='x\n'), 'do not add up'), (dict(size=[48, 64], counts=None), 'do not add up'),
     (packed(blob(64, 50)) | dict(size=[48, 64]), 'do not add up'), (dict(size=[48, 64], counts=[-1, 48*64 + 1]), 'do not add up')]

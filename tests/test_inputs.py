@@ -1,12 +1,14 @@
 """Data sets as the world makes them, through the commands: used as they were meant, or refused in one line."""
-import json, os
+import builtins, io, json, os
 import numpy as np
-import pytest
+import pytest, torch
 from PIL import Image, features
 from conftest import SHORT, run_command
 from inputs import CASES, write
 from mimdet import images
 from mimdet.commands import mimdet_data, mimdet_predict, mimdet_train
+from mimdet.detector import draw
+from detectron2.structures import Boxes, Instances # after a module of mimdet, which mends detectron2
 from test_commands import complaint
 
 @pytest.mark.parametrize('name', CASES)
@@ -88,3 +90,23 @@ def test_very_large_pictures(call, trained, tmp_path, monkeypatch):
     assert found and all(f['reduced'] == 2 and f['segmentation']['size'] == [256, 256] for f in found)
     monkeypatch.setattr(images, 'MOST_PIXELS', 60_000)
     assert '512 x 512 = 262,144 pixels, and 60,000 are the limit' in complaint(call(mimdet_predict, trained, tmp_path/'large.jpg', '--output', tmp_path/'again'))
+
+def test_a_file_is_read_once(call, tmp_path, monkeypatch):
+    "By training with an evaluation at its end, although both ask for it."
+    data, opened = write('roboflow', tmp_path), []
+    def noted(path, *arguments, open=open, **options):
+        if str(path) == str(tmp_path/'a.json'): opened.append(path)
+        return open(path, *arguments, **options)
+    for module in (io, builtins): monkeypatch.setattr(module, 'open', noted)
+    assert call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out').returncode == 0
+    assert len(opened) == 1
+
+def test_names_are_drawn_in_all_fonts_that_are_needed(monkeypatch):
+    "matplotlib asks fonts that are named, one after the other; for 'sans-serif' it asks one."
+    characters = {'DejaVu Sans': {*range(128)}, 'DejaVu Serif': {ord('\u732b')}, 'Unifont': {ord('\u0e01')}}
+    monkeypatch.setattr(images, '_characters', lambda: {name: (name, known) for name, known in characters.items()})
+    chosen = []
+    monkeypatch.setattr('matplotlib.text.Text.set_fontfamily', lambda text, families: chosen.append((text.get_text(), families)))
+    found = Instances((60, 80), pred_boxes=Boxes(torch.tensor([[5., 5., 50., 40.]])), scores=torch.ones(1), pred_classes=torch.zeros(1, dtype=torch.int64))
+    draw(np.zeros((60, 80, 3), dtype=np.uint8), found, ['\u732b'])
+    assert ('\u732b 100%', ['DejaVu Sans', 'DejaVu Serif']) in chosen
