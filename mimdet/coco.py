@@ -66,7 +66,7 @@ class Report:
     def summary(self):
         "One line, or nothing where there is nothing to tell."
         taken = [f'{sum(line.count for line in self.of(TAKEN)):,} things taken as they were meant'] if self.of(TAKEN) else []
-        left_out = [f'{self.left_out:,} of {self.objects:,} objects left out'] if self.of(LEFT_OUT) else []
+        left_out = [f'{self.left_out:,} of {self.objects:,} objects ({self.left_out/self.objects:.1%}) left out'] if self.of(LEFT_OUT) else []
         return f'{self.json}: {", ".join(taken + left_out)} (mimdet_data --check tells which)' if self.lines else ''
 
     def plain(self)->dict: return dict(sha256=self.sha256, objects=self.objects, lines=[line._asdict() for line in self.lines])

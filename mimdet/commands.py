@@ -10,7 +10,7 @@ __all__ = ['mimdet_models', 'mimdet_doctor', 'mimdet_data', 'mimdet_pretrain', '
 import json, sys, warnings
 from pathlib import Path
 from fastcore.script import Param
-from .core import MimdetError, atomic_path, command, released, write_json
+from .core import MimdetError, atomic_path, command, released, usable_cores, write_json
 
 # %% ../nbs/25_commands.ipynb #05-e4fa870e
 @command
@@ -69,7 +69,7 @@ def _parse_size(text):
         raise MimdetError(f'size {text!r}: give a side such as 128, or WIDTHxHEIGHT such as 160x128')
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
-def _check_data(spec, pictures, strict, repair, sheet, workers):
+def _check_data(spec, pictures, strict, repair, sheet):
     "Tell what is in a data set; write its clean form, and a contact sheet into the folder `sheet`."
     from mimdet.coco import contents, read_coco, repaired
     from mimdet.data import check_pictures, parse_dataset
@@ -80,7 +80,7 @@ def _check_data(spec, pictures, strict, repair, sheet, workers):
     print(contents(reading))
     print(reading.report)
     if pictures:
-        kinds = check_pictures(json, images, reading.coco['images'], workers, 'pictures')
+        kinds = check_pictures(json, images, reading.coco['images'], usable_cores(), 'pictures')
         print('pictures: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common()))
     if sheet:
         with atomic_path(Path(sheet)/f'{json.stem}_sheet.png') as part: contact_sheet(json, images).save(part, 'PNG')
@@ -115,7 +115,7 @@ def mimdet_data(
     overwrite:bool=False, # replace an Emoji-COCO that is there
 ):
     "Make Emoji-COCO, scenes of emoji in COCO's format; or check any data set."
-    if check: return _check_data(check, pictures, strict, repair, out if sheet else '', workers)
+    if check: return _check_data(check, pictures, strict, repair, out if sheet else '')
     if not out: raise MimdetError('give the folder to make, or --check annotations.json:images/')
     from mimdet.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,

@@ -44,7 +44,7 @@ def in_eight_bits(
         most = 2**16 - 1 if image.mode != 'I' or values.max(initial=0) < 2**16 else 2**32 - 1
     else: return image.convert('RGB')
     _say_once(f'pictures of wider numbers than eight bits (mode {image.mode}) are scaled: 0 to {most:g} becomes 0 to 255')
-    scaled = np.rint(np.nan_to_num(values)/most*255).clip(0, 255).astype(np.uint8)
+    scaled = np.rint((np.nan_to_num(values)/most).clip(0, 1)*255).astype(np.uint8)
     return Image.fromarray(scaled).convert('RGB')
 
 def read_image(

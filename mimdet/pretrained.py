@@ -12,7 +12,7 @@ __all__ = ['NOT_WEIGHTS', 'HARMLESS', 'ZOO', 'INSIDE', 'PREFIXES', 'STEM', 'IN_B
            'mae_file', 'load_detector']
 
 # %% ../nbs/04_pretrained.ipynb #02-fbff6fa4
-import argparse, datetime, difflib, math, pathlib, pickle, re, struct, zipfile
+import argparse, datetime, difflib, math, pathlib, pickle, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -81,7 +81,7 @@ def read_checkpoint(
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
         if code: raise MimdetError(f'{path} refused: it holds a {code[1]}, which is no plain data and could run code when loaded; export its tensors as safetensors') from None
         raise MimdetError(f'{path} is damaged or not a checkpoint') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile, SafetensorError) as e:
+    except Exception as e: # torch raises errors of every kind for damaged files
         raise MimdetError(f'{path} is damaged or cut short: {(str(e).splitlines() or [type(e).__name__])[0]}') from None
 
 INSIDE = 'model', 'state_dict', 'model_state_dict', 'model_ema', 'state_dict_ema', 'ema' # under which weights are kept
