@@ -115,7 +115,7 @@ def mimdet_data(
     overwrite:bool=False, # replace an Emoji-COCO that is there
 ):
     "Make Emoji-COCO, scenes of emoji in COCO's format; or check any data set."
-    if check: return _check_data(check, pictures, strict, repair, out if sheet else '')
+    if check: return _check_data(check, pictures, strict, repair, sheet and (out or '.'))
     if not out: raise MimdetError('give the folder to make, or --check annotations.json:images/')
     from mimdet.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,

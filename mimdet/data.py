@@ -72,12 +72,11 @@ def size_errors(path):
 def check_dataset(
     json,              # annotations: a path
     images,            # folder of the images
-    files:bool=True,   # are all images there?
-    decode:bool=False, # and readable, of the size that the annotations say? (reads them all)
+    decode:bool=False, # also read all images: are they of the size that the annotations say?
     strict:bool=False, # refuse also what would be taken as it was meant, or left out
 )->dict:
     "Read a data set and count what is in it. Raises `MimdetError` that tells all that cannot be used."
-    reading = read_coco(json, images if files or decode else None, strict)
+    reading = read_coco(json, images, strict)
     coco, annotations = reading.coco, reading.coco['annotations']
     if decode: check_pictures(json, images, coco['images'])
     names = labels([(c['id'], c['name']) for c in coco['categories']])

@@ -287,7 +287,7 @@ def test_a_picture_with_a_comma_in_its_name(call, trained, emoji, tmp_path):
     done = call(mimdet_predict, trained, picture, '--output', tmp_path/'drawn')
     assert done.returncode == 0 and (tmp_path/'drawn'/'red, large.png').exists(), done.stderr
 
-def test_check_and_repair(call, emoji, tmp_path):
+def test_check_and_repair(call, emoji, tmp_path, monkeypatch):
     data = changed(emoji['train'], tmp_path, roboflow)
     done = call(mimdet_data, '--check', data, '--pictures', '--repair', tmp_path/'clean.json', '--sheet', tmp_path/'sheets')
     assert done.returncode == 0, done.stderr
@@ -295,6 +295,8 @@ def test_check_and_repair(call, emoji, tmp_path):
     clean = f'{tmp_path}/clean.json:{emoji["train"]["images"]}'
     assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
     assert 'exists' in complaint(call(mimdet_data, '--check', data, '--repair', tmp_path/'clean.json'))
+    monkeypatch.chdir(tmp_path)
+    assert call(mimdet_data, '--check', data, '--sheet').returncode == 0 and Path('changed_sheet.png').exists()
     assert 'cannot be used' in complaint(call(mimdet_data, '--check', data, '--strict'))
     assert 'give the folder to make' in complaint(call(mimdet_data))
 
