@@ -116,6 +116,8 @@ def mimdet_data(
 ):
     "Make Emoji-COCO, scenes of emoji in COCO's format; or check any data set."
     if check: return _check_data(check, pictures, strict, repair, sheet and (out or '.'))
+    alone = [f'--{name}' for name, value in dict(pictures=pictures, strict=strict, repair=repair).items() if value]
+    if alone: raise MimdetError(f'{", ".join(alone)} without --check: name the data set, --check annotations.json:images/')
     if not out: raise MimdetError('give the folder to make, or --check annotations.json:images/')
     from mimdet.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['COCO_NAMES', 'TURNED', 'PAPER_CROP', 'PAPER_TRAIN', 'PAPER_TEST', 'PAPER_JITTER', 'PATIENCE', 'NO_WORKERS',
-           'parse_dataset', 'size_errors', 'check_dataset', 'picture_mistake', 'check_pictures', 'DatasetInfo',
+           'parse_dataset', 'size_mistake', 'check_dataset', 'picture_mistake', 'check_pictures', 'DatasetInfo',
            'records_of', 'register', 'RandomCrop', 'train_augmentation', 'test_augmentation', 'FixedSizeCrop',
            'ResizeScale', 'square_augmentation', 'train_augmentation_of', 'test_augmentation_of', 'TrainMapper',
-           'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream', 'workers_that_fit', 'handed_over', 'Loader',
-           'train_loader', 'in_background', 'padded_size', 'SameSize', 'test_loader']
+           'TestMapper', 'BatchOrder', 'numpy_seed', 'TrainingStream', 'workers_that_fit', 'handed_over',
+           'loader_errors', 'Loader', 'train_loader', 'in_background', 'padded_size', 'SameSize', 'test_loader']
 
 # %% ../nbs/09_data.ipynb #02-80d47eee
-import copy, logging, os, shutil, warnings
+import copy, logging, math, os, shutil, warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +28,6 @@ import mimdet.compat
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from .coco import Reading, check_objects, labels, number, read_coco
 from .core import MimdetError, datasets_dir, rng_for, seed_for, shared_memory, usable_cores
@@ -61,12 +60,16 @@ def parse_dataset(
 TURNED = ('its annotations are of the picture as it is stored, but its EXIF note says that it is to be turned, and it is read upright: '
           'turn the boxes, or remove the note from the picture')
 
-@contextmanager
-def size_errors(path):
-    "Turn what detectron2 says of a picture's size into `MimdetError`."
-    try: yield
-    except SizeMismatchError as e:
-        raise MimdetError(f'{path}: {TURNED}' if is_turned(path) else f'{path} has not the size that its annotations say: {e}') from None
+def size_mistake(
+    path,        # an image
+    seen:tuple,  # its width and height, upright
+    stated:tuple,# those that its annotations say
+)->str:
+    "Why they differ, and what to do."
+    if seen == stated[::-1] and is_turned(path): return f'{path}: {TURNED}'
+    return (f'{path} is {seen[0]}x{seen[1]}, its annotations are of a picture of {stated[0]}x{stated[1]}: take that one, '
+            'or scale the boxes and outlines together with width and height')
+
 
 # %% ../nbs/09_data.ipynb #15-03f00e10
 def check_dataset(
@@ -92,9 +95,7 @@ def picture_mistake(
     "Why a picture cannot be used, or does not fit its annotations."
     try: tall, wide = read_image(path).shape[:2]
     except MimdetError as e: return str(e)
-    if (wide, tall) == (width, height): return None
-    if (wide, tall) == (height, width) and is_turned(path): return f'{path}: {TURNED}'
-    return f'{path} is {wide}x{tall}, its annotations say {width}x{height}: mend width and height'
+    if (wide, tall) != (width, height): return size_mistake(path, (wide, tall), (width, height))
 
 def check_pictures(
     json,          # annotations: a path, for the message
@@ -152,7 +153,7 @@ def records_of(
                  annotations=objects[image['id']]) for image in sorted(coco['images'], key=itemgetter('id'))]
 
 def _as_detectron2_has_it(outline):
-    "Polygons of three points and more, or packed run lengths."
+    "Its polygons of three points and more, or packed run lengths."
     if isinstance(outline, list): return [points for points in outline if len(points) % 2 == 0 and len(points) >= 6]
     return mask_api.frPyObjects(outline, *outline['size']) if isinstance(outline['counts'], list) else outline
 
@@ -286,7 +287,8 @@ class _Mapper(DatasetMapper):
     def __call__(self, record):
         record = copy.deepcopy(record) # it is changed below
         image = read_image(record['file_name'])
-        with size_errors(record['file_name']): check_image_size(record, image)
+        seen, stated = image.shape[1::-1], (record['width'], record['height'])
+        if seen != stated: raise MimdetError(size_mistake(record['file_name'], seen, stated))
         seen = T.AugInput(image)
         transforms = self.augmentations(seen)
         record['image'] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
@@ -391,13 +393,14 @@ def workers_that_fit(
     pixels:int,  # of an image
 )->int:          # so many can work here
     "No more loading processes than cores, and than /dev/shm has room for, through which they hand over images."
-    workers = min(workers, usable_cores())
+    trainings = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) # that share this machine
+    workers = min(workers, max(1, usable_cores()//trainings))
     if not workers or not os.path.isdir('/dev/shm'): return workers
-    needed, free = shared_memory(batch, pixels), shutil.disk_usage('/dev/shm').free
-    fit = min(workers, free//needed)
+    needed, free = shared_memory(batch, pixels), shutil.disk_usage('/dev/shm').free/trainings
+    fit = min(workers, int(free/needed))
     if fit < workers:
-        logging.getLogger(__name__).warning(f'/dev/shm has {free/1e6:.0f} MB free, and {workers} loading processes need about {workers*needed/1e6:.0f} MB: '
-                                            f'{fit or "none"} will load images (in a container, --shm-size=2g makes it larger)')
+        logging.getLogger(__name__).warning(f'/dev/shm has {free/1e6:.0f} MB free for this process, and its {workers} loading processes need about {workers*needed/1e6:.0f} MB: '
+                                            f'{fit or "none"} will load images (in a container, --shm-size={math.ceil(trainings*workers*needed/1e9)}g makes it large enough)')
     return fit
 
 def handed_over(
@@ -413,22 +416,30 @@ def handed_over(
         for each in samples: handed_over(each)
     return samples
 
+@contextmanager
+def loader_errors():
+    "Turn what torch raises of loading processes into `MimdetError`; that one has died, it raises wherever the main process is."
+    try: yield
+    except MimdetError as e: raise MimdetError(str(e).strip().rsplit('MimdetError: ', 1)[-1]) from None
+    except (RuntimeError, OSError) as e:
+        if not (wrong := _of_loading(str(e))): raise
+        raise MimdetError(f'{wrong}: {NO_WORKERS}') from None
+
+def _of_loading(told):
+    "What is wrong with the loading processes, by an error's text; None if it is about something else."
+    if 'Too many open files' in told or 'ancdata' in told: return 'too many open files (ulimit -n 65536 allows more)'
+    if 'shared memory' in told or '/torch_' in told:
+        return '/dev/shm, through which loading processes hand over images, is full (in a container, --shm-size=2g makes it larger)'
+    if told.startswith('DataLoader worker'): return f'a process that loads images died ({told.splitlines()[0][:200]})'
+    if told.startswith('DataLoader timed out'): return f'no images came for {PATIENCE} seconds: is a disk gone?'
+
 class Loader(DataLoader):
     "A `DataLoader` that hands over batches as its data set makes them, tells in one line what went wrong in a worker, and waits for none that is stuck."
     def __init__(self, *arguments, num_workers=0, **options):
         super().__init__(*arguments, num_workers=num_workers, timeout=PATIENCE if num_workers else 0, collate_fn=handed_over, **options)
 
     def __iter__(self):
-        try: yield from super().__iter__()
-        except MimdetError as e: raise MimdetError(str(e).strip().rsplit('MimdetError: ', 1)[-1]) from None
-        except (RuntimeError, OSError) as e:
-            told = str(e)
-            if 'shared memory' in told: wrong = '/dev/shm, through which loading processes hand over images, is full (in a container, --shm-size=2g makes it larger)'
-            elif 'Too many open files' in told or 'ancdata' in told: wrong = 'too many open files (ulimit -n 65536 allows more)'
-            elif told.startswith('DataLoader worker'): wrong = f'a process that loads images died ({told.splitlines()[0][:200]})'
-            elif told.startswith('DataLoader timed out'): wrong = f'no images came for {PATIENCE} seconds: is a disk gone?'
-            else: raise
-            raise MimdetError(f'{wrong}: {NO_WORKERS}') from None
+        with loader_errors(): yield from super().__iter__()
 
 @dataclass(frozen=True)
 class _Share:

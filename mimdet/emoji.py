@@ -21,7 +21,7 @@ from pycocotools import mask as mask_api
 from tqdm import tqdm
 from .coco import read_coco
 from .core import MimdetError, read_json, rng_for, sha256, write_json
-from .images import font_file
+from .images import font_file, read_image
 
 # %% ../nbs/10_emoji.ipynb #05-242c39f4
 EMOJI = '''
@@ -377,10 +377,11 @@ def annotation_mask(
 
 def _tile(image, annotations, names, side):
     zoom = side/max(image.size)
-    tile = image.convert('RGB').resize([max(1, round(v*zoom)) for v in image.size], Image.Resampling.LANCZOS)
+    tile = image.resize([max(1, round(v*zoom)) for v in image.size], Image.Resampling.LANCZOS)
     shades = {a['category_id']: tuple(int(255*v) for v in colorsys.hsv_to_rgb(a['category_id']*0.381966 % 1, 0.8, 1)) for a in annotations}
     pixels = np.array(tile)
     for a in annotations:
+        if not a.get('segmentation'): continue
         small = Image.fromarray(annotation_mask(a['segmentation'], image.height, image.width))
         mask = np.pad(np.asarray(small.resize(tile.size, Image.Resampling.NEAREST)), 1)
         inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
@@ -405,9 +406,10 @@ def contact_sheet(
     coco = read_coco(json, images).coco
     names = {c['id']: c['name'] for c in coco['categories']}
     chosen = coco['images'][:n]
+    objects = {entry['id']: [] for entry in chosen}
+    for a in coco['annotations']: objects.get(a['image_id'], []).append(a)
     sheet = Image.new('RGB', (columns*(side + 4), -(-len(chosen)//columns)*(side + 4)), 'white')
     for k, entry in enumerate(chosen):
-        with Image.open(Path(images)/entry['file_name']) as image:
-            tile = _tile(image, [a for a in coco['annotations'] if a['image_id'] == entry['id']], names, side)
+        tile = _tile(Image.fromarray(read_image(Path(images)/entry['file_name'])), objects[entry['id']], names, side)
         sheet.paste(tile, (k % columns*(side + 4) + 2, k//columns*(side + 4) + 2))
     return sheet

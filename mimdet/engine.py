@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from .core import MimdetError, seed_for, write_json, write_text
+from .data import loader_errors
 from .pretrained import load_into, read_checkpoint, save_weights
 from .recipes import differences
 from .regions import write_logged
@@ -52,6 +53,7 @@ def under_launcher()->bool:
     if missing := [name for name in LAUNCHER if name not in told]:
         raise MimdetError(f'{", ".join(told)} in the environment without {", ".join(missing)}: {way_out}')
     wrong = [f'{name}={told[name]}' for name in LAUNCHER if name != 'MASTER_ADDR' and not told[name].isdecimal()]
+    if not wrong and int(told['MASTER_PORT']) > 65535: wrong = [f'MASTER_PORT={told["MASTER_PORT"]}']
     if not wrong and int(told['RANK']) >= int(told['WORLD_SIZE']): wrong = [f'RANK={told["RANK"]} of WORLD_SIZE={told["WORLD_SIZE"]}']
     if wrong: raise MimdetError(f'{", ".join(wrong)} in the environment: {way_out}')
     return True
@@ -135,7 +137,8 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
 
     def run_step(self):
-        try: self._run_step()
+        try:
+            with loader_errors(): self._run_step()
         except RuntimeError as e:
             if comm.get_world_size() == 1 or not re.search('gloo|NCCL|[Cc]onnection', str(e)): raise
             raise MimdetError(f'process {comm.get_rank()} has lost another one ({str(e).splitlines()[0]})') from None

@@ -26,7 +26,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from .coco import labels, read_coco
 from .core import MimdetError, atomic_path, seed_for, write_json
-from .data import DatasetInfo, TestMapper, in_background, test_augmentation, test_augmentation_of, test_loader, workers_that_fit
+from .data import DatasetInfo, TestMapper, in_background, loader_errors, test_augmentation, test_augmentation_of, test_loader, workers_that_fit
 from .images import list_images, png_text, read_image, reduction
 from .detector import build, draw, evaluating, predict
 from .engine import pick_device
@@ -91,7 +91,7 @@ def detections(
         sample, instances = output
         return sample['position'], coco_results(instances, sample['image_id'])
 
-    with evaluating(model): own = list(in_background(encoded, outputs()))
+    with evaluating(model), loader_errors(): own = list(in_background(encoded, outputs()))
     found = sorted((each for share in comm.gather(own) for each in share), key=itemgetter(0))
     return [r | dict(category_id=info.category_ids[r['category_id']]) for _, results in found for r in results]
 
@@ -131,8 +131,8 @@ def quiet_coco(
     source, # annotations: a path, or a data set in the clean form
 )->COCO:
     "pycocotools' index of a data set, without its print-out."
-    index = COCO()
-    index.dataset = source if isinstance(source, dict) else read_coco(source).coco
+    index, coco = COCO(), source if isinstance(source, dict) else read_coco(source).coco
+    index.dataset = coco | dict(annotations=[dict(a) for a in coco['annotations']]) # to which pycocotools adds what it likes
     with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
     return index
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from .core import MimdetError, encode_bytes
 
 # %% ../nbs/31_images.ipynb #d0d0000006
@@ -40,7 +40,8 @@ def in_eight_bits(
     "A picture in three colours of eight bits; wider numbers are scaled by their type's range."
     if image.mode == 'F': values, most = np.asarray(image), 1.
     elif image.mode.startswith('I'):
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
+        if values.dtype == np.int32 and values.min(initial=0) < 0: values = values.view(np.uint32) # as Pillow has them
         most = 2**16 - 1 if image.mode != 'I' or values.max(initial=0) < 2**16 else 2**32 - 1
     else: return image.convert('RGB')
     _say_once(f'pictures of wider numbers than eight bits (mode {image.mode}) are scaled: 0 to {most:g} becomes 0 to 255')
@@ -58,8 +59,8 @@ def read_image(
         if image.width*image.height > MOST_PIXELS:
             raise MimdetError(f'{path} has {width:,} x {height:,} = {width*height:,} pixels, and {MOST_PIXELS:,} are the limit: '
                               'scale it down, or cut it into tiles')
-        if reduce > 1 and image.width == width: image = image.reduce(reduce)
-        return np.array(in_eight_bits(ImageOps.exif_transpose(image)))
+        upright = in_eight_bits(ImageOps.exif_transpose(image))
+        return np.array(upright.reduce(reduce) if reduce > 1 and image.width == width else upright)
 
 def reduction(
     path,     # an image file
@@ -84,7 +85,7 @@ def is_turned(path)->bool:
     with image_errors(path), Image.open(path) as image: return image.getexif().get(0x0112) in TURNS
 
 # %% ../nbs/31_images.ipynb #d0d0000009
-SIGNS = b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'BM', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51' # JPEG, PNG, GIF, BMP, TIFF, JPEG 2000
+SIGNS = b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51' # JPEG, PNG, GIF, TIFF, JPEG 2000
 
 def is_picture(
     path, # a file
@@ -93,7 +94,7 @@ def is_picture(
     try:
         with open(path, 'rb') as f: start = f.read(16)
         if start.startswith(SIGNS) or start[:4] == b'RIFF' and start[8:12] == b'WEBP': return True
-        with Image.open(path): return True
+        with Image.open(path) as image: return not isinstance(image, ImageFile.StubImageFile) and image.format != 'EPS' # which other programs draw
     except Exception: return False # as many kinds as there are formats
 
 def list_images(

@@ -152,10 +152,13 @@ def start_from(model, cfg)->list:
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
     return reports
 
-def evaluation_hooks(cfg, model):
+def evaluation_hooks(
+    cfg,
+    model,
+    info:DatasetInfo, # the validation set, or None
+)->list:
     "Evaluate on the validation set, if there is one: every `eval_period` steps, and at the end."
-    if not cfg.data.val: return []
-    info = validation_set(cfg)
+    if not info: return []
     def run():
         row = evaluate(model, info, cfg.data)
         if comm.is_main_process(): print(format_rows([row]), flush=True)
@@ -205,6 +208,7 @@ def train(
     decided = with_checkpointing(cfg, device, comm.get_world_size())
     if comm.is_main_process() and decided != cfg:
         print(f'activation checkpointing: {decided.model.backbone.bottom_up.checkpointing}', flush=True)
+    val = validation_set(cfg) if cfg.data.val else None
     model = build(decided).to(device)
     synchronise(model)
     if cfg.train.compile: compile_parts(model, cfg.train.compile)
@@ -221,9 +225,9 @@ def train(
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
     before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
-        resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final)],
+        resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final, val)],
         notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes),
-               'data_report.txt': f'{info.reading.report}\n'}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
+               'data_report.txt': ''.join(f'{each.reading.report}\n' for each in (info, val) if each)}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
         scaled=dtype == torch.float16 or cfg.train.fp16_compression and comm.get_world_size() > 1, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
     result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, data_report=info.reading.report.digest, parameters=sum(p.numel() for p in model.parameters()))
     if comm.is_main_process():

@@ -30,11 +30,12 @@ def run_lengths(a, coco):
 
 CASES = {} # {name: SimpleNamespace(change, taken, left_out, refused, dump, told)}
 
-def case(taken='', left_out='', refused='', told='', dump=lambda coco: json.dumps(coco).encode()):
+def case(taken='', left_out='', refused=(), told='', dump=lambda coco: json.dumps(coco).encode()):
     """Name a case after its function, which changes (annotations, pictures, folder) in place.
-    It is good, if nothing is said; else `taken`, `left_out` or `refused` are words of the report; `told` are words that the command prints."""
+    It is good, if nothing is said; else `taken` and `left_out` begin lines of the report, and `refused` are words of the complaint; `told` are words that the command prints."""
     def named(change):
-        CASES[change.__name__] = SimpleNamespace(change=change, taken=taken, left_out=left_out, refused=refused, told=told, dump=dump)
+        words = (refused,) if isinstance(refused, str) else refused
+        CASES[change.__name__] = SimpleNamespace(change=change, taken=taken, left_out=left_out, refused=words, told=told, dump=dump)
     return named
 
 def write(name, folder):
@@ -92,9 +93,15 @@ def category_id_in_a_list(coco, pics, images): coco['annotations'][0]['category_
 @case(refused='annotation 1: [1]')
 def image_id_in_a_list(coco, pics, images): coco['annotations'][0]['image_id'] = [1]
 
+@case(taken='images: ids that are text')
+def ids_that_are_dates(coco, pics, images):
+    "Text that Python would read as numbers: 1_1, 1_2 ..."
+    for i in coco['images']: i['id'] = f'2024_0{i["id"]}'
+    for a in coco['annotations']: a['image_id'] = f'2024_0{a["image_id"]}'
+
 # What is left out or written in another way
 
-@case(taken='area missing')
+@case(taken='area missing, or 0 everywhere')
 def boxes_alone(coco, pics, images):
     for a in coco['annotations']:
         for field in ('area', 'iscrowd', 'segmentation'): del a[field]
@@ -115,7 +122,7 @@ def sizes_with_a_decimal_point(coco, pics, images):
 def sizes_as_text(coco, pics, images):
     for i in coco['images']: i |= dict(width=str(i['width']), height=str(i['height']))
 
-@case(refused='images without a size')
+@case(refused=('images without a size', 'one bare polygon'))
 def via(coco, pics, images):
     "Everything at once; all of it is told."
     for i in coco['images']: i |= dict(id=i['id'] - 1, width=-1, height=-1)
@@ -156,9 +163,45 @@ def two_without_an_outline(coco, pics, images):
     del coco['annotations'][3]['segmentation']
     coco['annotations'][7]['segmentation'] = []
 
-@case(refused='objects left out are more than 10% (1: 10 of 20): add the missing outlines')
+@case(refused=('more than 10% of the objects would be left out (10 of 20)', 'remove "segmentation" everywhere to use boxes alone'))
 def half_without_an_outline(coco, pics, images):
     for a in coco['annotations'][::2]: a['segmentation'] = []
+
+@case(taken='area missing, or 0 everywhere')
+def no_outlines_and_no_areas(coco, pics, images):
+    for a in coco['annotations']: a |= dict(segmentation=[[]], area=0)
+
+@case(taken='points written as pairs')
+def outlines_of_pairs(coco, pics, images):
+    for a in coco['annotations']: a['segmentation'] = [[*zip(*[iter(points)]*2)] for points in a['segmentation']]
+
+@case(left_out='parts of outlines')
+def a_speck_before_an_outline(coco, pics, images):
+    "Contours of a mask begin with a line of two points, by which pycocotools would take all of them for boxes."
+    coco['annotations'][0]['segmentation'].insert(0, [5, 7, 6, 7])
+
+@case()
+def a_speck_after_an_outline(coco, pics, images):
+    "As in COCO itself."
+    coco['annotations'][0]['segmentation'].append([5, 7, 6, 7])
+
+@case(left_out='outlines without a polygon of three points')
+def an_outline_far_away(coco, pics, images): coco['annotations'][0]['segmentation'][0][0] = 1e9
+
+@case(refused='boxes that are fractions of their image')
+def fractions(coco, pics, images):
+    for a in coco['annotations']: a['bbox'] = [v/120 for v in a['bbox']]
+
+@case(refused='boxes that seem to be x1, y1, x2, y2')
+def corners(coco, pics, images):
+    for a in coco['annotations']:
+        x, y, w, h = a['bbox']
+        a['bbox'] = [x, y, x + w, y + h]
+
+@case()
+def numbers_that_json_has_not(coco, pics, images):
+    "In fields that nothing reads."
+    for a in coco['annotations']: a['truncated'] = float('nan')
 
 @case(left_out='outlines without a polygon of three points')
 def a_line_for_an_outline(coco, pics, images): coco['annotations'][0]['segmentation'] = [[1, 2, 3, 4]]
@@ -236,6 +279,14 @@ def names_of_a_url(coco, pics, images):
     for i in coco['images']: i['file_name'] = 'my%20' + i['file_name']
 
 @case(taken='file names written in another way')
+def paths_of_another_machine(coco, pics, images):
+    for i, root in zip(coco['images'], ('/home/bob/set/', 'C:\\set\\', 'https://example.org/', '../')): i['file_name'] = root + i['file_name']
+
+@case(refused='images that only one file is left for')
+def one_file_for_two_images(coco, pics, images):
+    for n, i in enumerate(coco['images'][:2]): i['file_name'] = f'{n}/p1.jpg'
+
+@case(taken='file names written in another way')
 def the_folder_once_more(coco, pics, images):
     for i in coco['images']: i['file_name'] = 'imgs/' + i['file_name']
 
@@ -283,6 +334,10 @@ def truncated(coco, pics, images):
     for file in [*pics]:
         pics.pop(file).save(images/file)
         (images/file).write_bytes((images/file).read_bytes()[:900])
+
+@case(refused='take that one, or scale the boxes and outlines')
+def scaled_after_annotation(coco, pics, images):
+    for file in [*pics]: pics[file] = pics[file].resize((60, 45))
 
 @case()
 def a_thin_strip(coco, pics, images):

@@ -99,7 +99,7 @@ def test_an_object_with_a_damaged_outline_is_left_out(tmp_path, toy, outline, wh
 
 def test_more_than_a_tenth_left_out_is_too_much(tmp_path, toy):
     for n in (0, 3): changed(toy, (A, n, 'segmentation'), [])
-    with pytest.raises(MimdetError, match='more than 10% .1: 2 of 18.'): check(tmp_path, toy)
+    with pytest.raises(MimdetError, match='more than 10% of the objects would be left out .2 of 18.: correct'): check(tmp_path, toy)
 
 def test_nothing_to_learn_from(tmp_path, toy):
     for a in toy[A]: a['iscrowd'] = 1
@@ -197,7 +197,7 @@ def test_decode_finds_truncated_images_and_wrong_sizes(tmp_path, toy):
     check(tmp_path, toy)
     with pytest.raises(MimdetError, match='2.png cannot be read'): check(tmp_path, toy, decode=True)
     Image.new('RGB', (20, 10)).save(path)
-    with pytest.raises(MimdetError, match='2.png is 20x10, its annotations say 48x64'): check(tmp_path, toy, decode=True)
+    with pytest.raises(MimdetError, match='2.png is 20x10, its annotations are of a picture of 48x64'): check(tmp_path, toy, decode=True)
 
 def test_images_in_subfolders(tmp_path, toy):
     (tmp_path/'images/sub').mkdir()
@@ -294,7 +294,7 @@ def test_a_damaged_image_stops_training_in_one_line(tmp_path, records, workers):
 
 def test_an_image_of_another_size_than_annotated(tmp_path, records):
     Image.new('RGB', (10, 10)).save(tmp_path/'images/1.png')
-    with pytest.raises(MimdetError, match='1.png has not the size'): data.TrainMapper([])(records[0])
+    with pytest.raises(MimdetError, match='1.png is 10x10, its annotations are of a picture of 64x48: take that one'): data.TrainMapper([])(records[0])
 
 # Mapping
 
@@ -643,6 +643,8 @@ def test_a_small_shared_memory_is_seen_beforehand(monkeypatch, caplog, free, wor
     monkeypatch.setattr(data.os.path, 'isdir', lambda _: True)
     assert data.workers_that_fit(8, 2, 128*128) == workers and data.workers_that_fit(0, 2, 128*128) == 0
     assert (f'{workers or "none"} will load images' in caplog.text) == (workers < 2)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert data.workers_that_fit(8, 2, 128*128) == min(workers, 1)*(free > 2*10**6), 'two processes share cores and memory'
 
 class Dies(torch.utils.data.Dataset):
     def __len__(self): return 4
@@ -651,11 +653,26 @@ class Dies(torch.utils.data.Dataset):
 def test_a_worker_that_dies_ends_the_run_in_one_line():
     with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'): list(data.Loader(Dies(), num_workers=1))
 
-@pytest.mark.parametrize('told, line', [('unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)', '/dev/shm, .* is full'), ('Too many open files', 'too many open files')])
+@pytest.mark.parametrize('told, line', [
+    ('unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)', '/dev/shm, .* is full'),
+    ('unable to mmap 1024 bytes from file </torch_1_2_3>: Cannot allocate memory (12)', '/dev/shm, .* is full'),
+    ('unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)', 'too many open files'),
+    ('received 0 items of ancdata', 'too many open files')], ids=str)
 def test_a_batch_that_cannot_be_handed_over_ends_the_run_in_one_line(monkeypatch, records, told, line):
     def share_memory_(self): raise RuntimeError(told)
     monkeypatch.setattr(torch.Tensor, 'share_memory_', share_memory_)
     with pytest.raises(MimdetError, match=f'^{line}.*: data.workers=0 loads'): trace(data.train_loader(**options(records, workers=1)))
+
+class Pids(torch.utils.data.Dataset):
+    def __len__(self): return 9
+    def __getitem__(self, k): return os.getpid()
+
+def test_a_worker_that_dies_while_the_network_computes_is_told_in_one_line():
+    "torch raises it in the main process wherever that is."
+    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'), data.loader_errors():
+        batches = iter(data.Loader(Pids(), batch_size=1, num_workers=1))
+        os.kill(next(batches)[0], 9)
+        time.sleep(20)
 
 class Mistaken(Dies):
     def __getitem__(self, k): return [][k]

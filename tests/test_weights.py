@@ -18,6 +18,7 @@ WRAPPED = {
     'Lightning': lambda w: dict(state_dict={f'model.{k}': v for k, v in w.items()}, epoch=3, callbacks={}),
     'compiled DataParallel': lambda w: {f'module._orig_mod.{k}': v for k, v in w.items()},
     'moving average': lambda w: dict(model_ema={f'module.{k}': v for k, v in w.items()}),
+    'AveragedModel': lambda w: dict(model_ema={'n_averaged': torch.tensor(3)} | {f'module.{k}': v for k, v in w.items()}),
     'ordered': lambda w: dict(model=collections.OrderedDict(w)),
     'plain': lambda w: w,
 }
@@ -50,5 +51,6 @@ def test_what_could_run_code_is_refused_and_does_not(mae, tmp_path, monkeypatch)
     assert not (tmp_path/'ran').exists()
 
 def test_the_model_zoo_is_told_what_it_is(tmp_path):
-    (tmp_path/'R-50.pkl').write_bytes(pickle.dumps(dict(model={'conv1.weight': np.zeros(3)}, __author__='Caffe2'), protocol=2))
-    with pytest.raises(MimdetError, match="a plain pickle, as detectron2's model zoo has"): read_weights(tmp_path/'R-50.pkl')
+    for name in ('R-50.pkl', 'renamed.pth'):
+        (tmp_path/name).write_bytes(pickle.dumps(dict(model={'conv1.weight': np.zeros(3)}, __author__='Caffe2'), protocol=2))
+        with pytest.raises(MimdetError, match="a plain pickle, as detectron2's model zoo has"): read_weights(tmp_path/name)
