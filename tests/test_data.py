@@ -94,7 +94,7 @@ LEFT_OUT = [([[1, 2, 3, 4, 5]], 'three points'), ([[1, 2, 3, 4]], 'three points'
 def test_an_object_with_a_damaged_outline_is_left_out(tmp_path, toy, outline, what):
     assert check(tmp_path, changed(toy, (A, 0, 'segmentation'), outline))['annotations'] == 17
     line, = read_coco(tmp_path/'b.json', tmp_path/'images').report.lines
-    assert (line.kind, line.count) == ('left out', 1) and what in line.what and "annotation 3 of '1.png'" in line.places[0]
+    assert (line.finding.kind, line.count) == ('left out', 1) and what in line.finding.what and "annotation 3 of '1.png'" in line.places[0]
     with pytest.raises(MimdetError, match=what): check(tmp_path, toy, strict=True)
 
 def test_more_than_a_tenth_left_out_is_too_much(tmp_path, toy):
@@ -116,7 +116,7 @@ def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
 def test_a_box_over_the_edge_is_cut_off(tmp_path, toy, box, cut):
     check(tmp_path, changed(toy, (A, 0, 'bbox'), box))
     reading = read_coco(tmp_path/'b.json')
-    assert reading.coco['annotations'][0]['bbox'] == cut and [line.kind for line in reading.report.lines] == ['taken']
+    assert reading.coco['annotations'][0]['bbox'] == cut and [line.finding.kind for line in reading.report.lines] == ['taken']
 
 TAKEN = [((A, 0, 'id'), 0), ((A, 0, 'id'), None), ((A, 0, 'id'), '3'), ((A, 0, 'id'), 'x'), ((A, 0, 'id'), 3.0), ((A, 0, 'area'), None), ((A, 0, 'area'), '100'), ((A, 0, 'iscrowd'), None), ((A, 0, 'iscrowd'), '0'),
     ((A, 0, 'iscrowd'), 0.0), ((A, 0, 'iscrowd'), False), ((A, 0, 'image_id'), '10'), ((A, 0, 'category_id'), 3.0), ((A, 0, 'bbox'), ['20', '5.0', 15, 20]), ((I, 1, 'width'), '48'), ((I, 1, 'height'), 64.0),
@@ -128,7 +128,7 @@ def test_what_was_meant_is_taken(tmp_path, toy, place, value):
     good = copy.deepcopy(toy)
     check(tmp_path, changed(toy, place, value))
     reading = read_coco(tmp_path/'b.json')
-    assert [line.kind for line in reading.report.lines] == ['taken'] and reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 things taken as they were meant (')
+    assert [line.finding.kind for line in reading.report.lines] == ['taken'] and reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 things taken as they were meant (')
     derived = {'area', 'id'} if place[0] == A and place[-1] in ('area', 'id') else {'name'} if place[-1] == 'name' else set()
     plain = lambda coco: {kind: [{k: v for k, v in entry.items() if k not in derived | {'own_id'}} for entry in coco[kind]] for kind in (A, I, C)}
     assert plain(reading.coco) == plain(good)
