@@ -10,32 +10,43 @@ NAMES = 'cup', 'dog', 'tree'
 
 def base():
     "A good file: four pictures, five objects in each; a polygon has eight points."
-    coco = dict(images=[], annotations=[], categories=[dict(id=n, name=name, supercategory='') for n, name in enumerate(NAMES, 1)])
+    categories = [dict(id=n, name=name, supercategory='') for n, name in enumerate(NAMES, 1)]
+    coco = dict(images=[], annotations=[], categories=categories)
     for n, (width, height) in enumerate(SIZES, 1):
         coco['images'].append(dict(id=n, file_name=f'p{n}.jpg', width=width, height=height))
         for k in range(5):
             x, y, w, h = 4 + 15*k, 6 + 9*k, 16 + 2*k, 20
-            outline = [x + w/4, y, x + 3*w/4, y, x + w, y + 5, x + w, y + 15, x + 3*w/4, y + h, x + w/4, y + h, x, y + 15, x, y + 5]
-            coco['annotations'].append(dict(id=len(coco['annotations']) + 1, image_id=n, category_id=k % 3 + 1, bbox=[x, y, w, h],
-                                            area=w*h - w*5/2, iscrowd=0, segmentation=[outline]))
+            across, down = (x, x + w/4, x + 3*w/4, x + w), (y, y + 5, y + 15, y + h)
+            corners = (1, 0), (2, 0), (3, 1), (3, 2), (2, 3), (1, 3), (0, 2), (0, 1)
+            outline = [v for i, j in corners for v in (across[i], down[j])]
+            coco['annotations'].append(dict(
+                id=len(coco['annotations']) + 1, image_id=n, category_id=k % 3 + 1, bbox=[x, y, w, h],
+                area=w*h - w*5/2, iscrowd=0, segmentation=[outline]))
     return coco
 
-def pictures(): return {f'p{n}.jpg': Image.fromarray(np.random.default_rng(n).integers(0, 256, (h, w, 3), dtype=np.uint8)) for n, (w, h) in enumerate(SIZES, 1)}
+def noise(width, height, seed=0):
+    "A picture."
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+def pictures(): return {f'p{n}.jpg': noise(*size, n) for n, size in enumerate(SIZES, 1)}
 
 def run_lengths(a, coco):
     "A rectangle as uncompressed run lengths, column by column."
     image = coco['images'][a['image_id'] - 1]
     (x, y, w, h), height, width = a['bbox'], image['height'], image['width']
-    return dict(size=[height, width], counts=[x*height + y, h] + [height - h, h]*(w - 1) + [(width - x - w)*height + height - y - h])
+    after = (width - x - w)*height + height - y - h
+    return dict(size=[height, width], counts=[x*height + y, h] + [height - h, h]*(w - 1) + [after])
 
 CASES = {} # {name: SimpleNamespace(change, taken, left_out, refused, dump, told)}
 
 def case(taken='', left_out='', refused=(), told='', dump=lambda coco: json.dumps(coco).encode()):
     """Name a case after its function, which changes (annotations, pictures, folder) in place.
-    It is good, if nothing is said; else `taken` and `left_out` begin lines of the report, and `refused` are words of the complaint; `told` are words that the command prints."""
+    It is good, if nothing is said; else `taken` and `left_out` begin lines of the report, and `refused` are words of
+    the complaint; `told` are words that the command prints."""
     def named(change):
         words = (refused,) if isinstance(refused, str) else refused
-        CASES[change.__name__] = SimpleNamespace(change=change, taken=taken, left_out=left_out, refused=words, told=told, dump=dump)
+        CASES[change.__name__] = SimpleNamespace(
+            change=change, taken=taken, left_out=left_out, refused=words, told=told, dump=dump)
     return named
 
 def write(name, folder):
@@ -108,7 +119,8 @@ def boxes_alone(coco, pics, images):
 
 @case(taken='category_id written as text')
 def pylabel(coco, pics, images):
-    for a in coco['annotations']: a |= dict(segmentation=None, iscrowd=0., category_id=str(a['category_id']), segmented='0', pose='Unspecified', truncated='0')
+    unread = dict(segmented='0', pose='Unspecified', truncated='0')
+    for a in coco['annotations']: a |= dict(segmentation=None, iscrowd=0., category_id=str(a['category_id'])) | unread
 
 @case(taken='iscrowd missing')
 def iscrowd_null(coco, pics, images):
@@ -126,7 +138,8 @@ def sizes_as_text(coco, pics, images):
 def via(coco, pics, images):
     "Everything at once; all of it is told."
     for i in coco['images']: i |= dict(id=i['id'] - 1, width=-1, height=-1)
-    for a in coco['annotations']: a |= dict(id=a['id'] - 1, image_id=str(a['image_id'] - 1), segmentation=a['segmentation'][0])
+    for a in coco['annotations']:
+        a |= dict(id=a['id'] - 1, image_id=str(a['image_id'] - 1), segmentation=a['segmentation'][0])
     coco['categories'] *= 3
 
 @case(taken='categories: the same entry twice')
@@ -139,7 +152,8 @@ def annotations_by_id(coco, pics, images): coco['annotations'] = {str(a['id']): 
 
 @case(refused='all 20 objects are crowd: nothing to learn from, or to measure with; set iscrowd to 0')
 def all_crowd(coco, pics, images):
-    for a in coco['annotations']: a |= dict(segmentation=run_lengths(a, coco), iscrowd=1, attributes=dict(occluded=False))
+    for a in coco['annotations']:
+        a |= dict(segmentation=run_lengths(a, coco), iscrowd=1, attributes=dict(occluded=False))
 
 @case()
 def masks_as_run_lengths(coco, pics, images):
@@ -163,7 +177,7 @@ def two_without_an_outline(coco, pics, images):
     del coco['annotations'][3]['segmentation']
     coco['annotations'][7]['segmentation'] = []
 
-@case(refused=('more than 10% of the objects would be left out (10 of 20)', 'remove "segmentation" everywhere to use boxes alone'))
+@case(refused=('more than 10% of the objects would be left out (10 of 20)', 'remove "segmentation" everywhere'))
 def half_without_an_outline(coco, pics, images):
     for a in coco['annotations'][::2]: a['segmentation'] = []
 
@@ -246,7 +260,8 @@ def renamed(coco, names):
     for c, name in zip(coco['categories'], names): c['name'] = name
 
 @case(dump=lambda coco: json.dumps(coco, ensure_ascii=False).encode())
-def names_of_other_scripts(coco, pics, images): renamed(coco, ['\u732b', '\u044f\u0431\u043b\u043e\u043a\u043e', '\U0001f34e'])
+def names_of_other_scripts(coco, pics, images):
+    renamed(coco, ['\u732b', '\u044f\u0431\u043b\u043e\u043a\u043e', '\U0001f34e'])
 
 @case()
 def names_with_dollars(coco, pics, images): renamed(coco, ['$$', '5$ bill and 10$ bill', 'a_{b}$x^$'])
@@ -280,7 +295,8 @@ def names_of_a_url(coco, pics, images):
 
 @case(taken='file names written in another way')
 def paths_of_another_machine(coco, pics, images):
-    for i, root in zip(coco['images'], ('/home/bob/set/', 'C:\\set\\', 'https://example.org/', '../')): i['file_name'] = root + i['file_name']
+    roots = '/home/bob/set/', 'C:\\set\\', 'https://example.org/', '../'
+    for i, root in zip(coco['images'], roots): i['file_name'] = root + i['file_name']
 
 @case(refused='images that only one file is left for')
 def one_file_for_two_images(coco, pics, images):
@@ -315,7 +331,8 @@ def turned(pics, images, orientation):
     for file in [*pics]: pics.pop(file).save(images/file, exif=exif)
 
 @case(refused='turn the boxes, or remove the note')
-def annotated_before_the_turn(coco, pics, images): turned({file: pics.pop(file) for file in ('p1.jpg', 'p2.jpg', 'p3.jpg')}, images, 6)
+def annotated_before_the_turn(coco, pics, images):
+    turned({file: pics.pop(file) for file in ('p1.jpg', 'p2.jpg', 'p3.jpg')}, images, 6)
 
 @case()
 def upside_down(coco, pics, images):
@@ -343,4 +360,6 @@ def scaled_after_annotation(coco, pics, images):
 def a_thin_strip(coco, pics, images):
     pics |= {'p1.jpg': Image.new('RGB', (500, 2), 'grey')}
     coco['images'][0] |= dict(width=500, height=2)
-    coco['annotations'] = [dict(a, bbox=[10, 0, 100, 2], area=200, segmentation=[]) if a['image_id'] == 1 else dict(a, segmentation=[]) for a in coco['annotations']]
+    for a in coco['annotations']:
+        a['segmentation'] = []
+        if a['image_id'] == 1: a |= dict(bbox=[10, 0, 100, 2], area=200)

@@ -16,7 +16,8 @@ from test_data import make
 
 def fuzz(examples):
     "So many examples, the same ones at each run."
-    return settings(max_examples=examples*int(os.environ.get('MIMDET_FUZZ', 1)), derandomize=True, database=None, deadline=None,
+    times = int(os.environ.get('MIMDET_FUZZ', 1))
+    return settings(max_examples=examples*times, derandomize=True, database=None, deadline=None,
                     suppress_health_check=[*HealthCheck])
 
 @contextlib.contextmanager
@@ -32,10 +33,13 @@ def tried(counts):
 
 # Annotations
 
-NUMBERS = st.integers(-3, 200) | st.sampled_from([2**31, 2**63, 10**40, -2**70, 1e308, -1e-300, .5, float('nan'), float('inf'), -0.])
-TEXTS = st.text(max_size=5) | st.sampled_from(['0', '7', '1.5', ' 3 ', '-2', 'nan', 'inf', '١', '1e400', '9'*400, '\ud800', '..', '/', 'a\0b', '1.png', 'images/2.png'])
+LARGE = 2**31, 2**63, 10**40, -2**70, 1e308, float('inf')
+NUMBERS = st.integers(-3, 200) | st.sampled_from([*LARGE, -1e-300, .5, float('nan'), -0.])
+NUMERALS = '0', '7', '1.5', ' 3 ', '-2', 'nan', 'inf', '١', '1e400', '9'*400, '1_2'
+TEXTS = st.text(max_size=5) | st.sampled_from([*NUMERALS, '\ud800', '..', '/', 'a\0b', '1.png', 'images/2.png'])
 PLAIN = st.none() | st.booleans() | NUMBERS | TEXTS
-VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6)
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3),
+                      max_leaves=6)
 WAYS = ['replace', 'remove', 'twice', 'wrap', 'text', 'swap', 'grow', 'key']
 ENCODINGS = st.sampled_from(['utf-8']*60 + ['utf-8-sig', 'utf-16', 'utf-32', 'latin-1'])
 
@@ -52,8 +56,11 @@ def damage(coco, draw):
     elif way == 'twice' and isinstance(parent, list): parent.append(copy.deepcopy(value))
     elif way == 'wrap': parent[last] = draw(st.sampled_from([[value], {'a': value}, [[value]]]))
     elif way == 'text': parent[last] = str(value)
-    elif way == 'swap': parent[last] = copy.deepcopy(draw(st.sampled_from([coco, *(parent.values() if isinstance(parent, dict) else parent)])))
-    elif way == 'grow' and type(value) in (int, float): parent[last] = value*draw(st.sampled_from([-1, 0, 1.5, 3, 1000]))
+    elif way == 'swap':
+        beside = parent.values() if isinstance(parent, dict) else parent
+        parent[last] = copy.deepcopy(draw(st.sampled_from([coco, *beside])))
+    elif way == 'grow' and type(value) in (int, float):
+        parent[last] = value*draw(st.sampled_from([-1, 0, 1.5, 3, 1000]))
     elif way == 'key' and isinstance(parent, dict): parent[draw(TEXTS)] = parent.pop(last)
 
 @st.composite
@@ -62,7 +69,8 @@ def damaged_annotations(draw, good):
     coco = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))): damage(coco, draw)
     encoding = draw(ENCODINGS)
-    content = json.dumps(coco, ensure_ascii=draw(st.booleans())).encode(encoding, 'replace' if encoding == 'latin-1' else 'surrogatepass')
+    text = json.dumps(coco, ensure_ascii=draw(st.booleans()))
+    content = text.encode(encoding, 'replace' if encoding == 'latin-1' else 'surrogatepass')
     if draw(st.integers(0, 29)): return content
     cut = draw(st.integers(0, len(content)))
     return content[:cut] + draw(st.binary(max_size=4)) + content[cut + draw(st.integers(0, 30)):]
@@ -83,8 +91,9 @@ def used(reading, folder):
         kinds = ['bbox', 'segm'] if reading.masks else ['bbox']
         for kind in kinds:
             key = 'segmentation' if kind == 'segm' else 'bbox'
-            found = [{'image_id': a['image_id'], 'category_id': a['category_id'], 'score': .5,
-                      key: truth.annToRLE(a) if kind == 'segm' else a['bbox']} for a in truth.dataset['annotations'] if not a['iscrowd']]
+            found = [dict(image_id=a['image_id'], category_id=a['category_id'], score=.5) |
+                     {key: truth.annToRLE(a) if kind == 'segm' else a['bbox']}
+                     for a in truth.dataset['annotations'] if not a['iscrowd']]
             scores = COCOeval(truth, truth.loadRes(found), kind)
             scores.evaluate(); scores.accumulate(); scores.summarize()
 
@@ -129,20 +138,21 @@ def good_pictures():
     exif = Image.Exif()
     exif[0x0112] = 6
     wide = Image.fromarray(rng.integers(0, 2**16, (20, 30), dtype=np.uint16))
-    ways = dict(JPEG=dict(exif=exif), PNG={}, GIF={}, BMP={}, TIFF=dict(compression='tiff_lzw'), WEBP={}, JPEG2000={}, PPM={}, TGA={}, ICO={}, AVIF={})
-    for format, options in ways.items():
+    options = dict(JPEG=dict(exif=exif), TIFF=dict(compression='tiff_lzw'))
+    for format in ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'JPEG2000', 'PPM', 'TGA', 'ICO', 'AVIF'):
         with io.BytesIO() as f:
-            try: colour.save(f, format, **options)
+            try: colour.save(f, format, **options.get(format, {}))
             except (KeyError, OSError): continue # a format that this Pillow lacks
             yield f.getvalue()
-    for image, format in ((wide, 'PNG'), (wide, 'TIFF'), (Image.fromarray(rng.random((20, 30), dtype=np.float32)), 'TIFF'), (colour.convert('P'), 'PNG')):
+    floats = Image.fromarray(rng.random((20, 30), dtype=np.float32))
+    for image, format in ((wide, 'PNG'), (wide, 'TIFF'), (floats, 'TIFF'), (colour.convert('P'), 'PNG')):
         with io.BytesIO() as f:
             image.save(f, format)
             yield f.getvalue()
 
 @st.composite
 def damaged_bytes(draw, files):
-    "One of some files, with a few bytes changed, taken out, put in or cut off; the first ones more often, which say what follows."
+    "One of some files, with a few bytes changed, taken out, put in or cut off; more often near its beginning."
     content = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, min(len(content), 120) if draw(st.booleans()) else len(content)))
@@ -197,11 +207,14 @@ def test_weights(tmp_path):
     check()
     tried(counts)
 
-TENSORS = st.sampled_from([torch.ones(2), torch.zeros(0), torch.tensor(3), torch.ones(2, dtype=torch.complex64), torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.bool),
-                           torch.nn.Parameter(torch.ones(1)), torch.full((2,), float('nan')), torch.ones(2, dtype=torch.float8_e4m3fn), np.ones(3), np.float64(2.)])
+TENSORS = st.sampled_from([
+    torch.ones(2), torch.zeros(0), torch.tensor(3), torch.ones(2, dtype=torch.complex64), torch.ones(2, 2).to_sparse(),
+    torch.ones(2, dtype=torch.bool), torch.nn.Parameter(torch.ones(1)), torch.full((2,), float('nan')),
+    torch.ones(2, dtype=torch.float8_e4m3fn), np.ones(3), np.float64(2.)])
 NAMES = st.sampled_from(['module.a', 'model.a', '_orig_mod.b', 'a', 'a.b', 'stem.x', 'epoch', ''])
-HOLDERS = st.sampled_from(['model', 'state_dict', 'model_ema', 'optimizer', 'epoch']) | NAMES | st.integers(0, 3) | st.none()
-TREES = st.recursive(PLAIN | TENSORS, lambda inner: st.dictionaries(HOLDERS, inner, max_size=4) | st.lists(inner, max_size=3), max_leaves=8)
+HOLDERS = st.sampled_from(['model', 'state_dict', 'model_ema', 'optimizer']) | NAMES | st.integers(0, 3) | st.none()
+TREES = st.recursive(PLAIN | TENSORS, lambda inner: st.dictionaries(HOLDERS, inner, max_size=4) | st.lists(inner, max_size=3),
+                     max_leaves=8)
 NAMED = st.dictionaries(NAMES, TENSORS, min_size=1, max_size=4)
 
 def test_weights_in_any_tree(tmp_path):
