@@ -57,8 +57,8 @@ def parse_dataset(
     return tuple(found)
 
 # %% ../nbs/09_data.ipynb #11-fe3962f6
-TURNED = ('its annotations are of the picture as it is stored, but its EXIF note says that it is to be turned, and it is read upright: '
-          'turn the boxes, or remove the note from the picture')
+TURNED = ('its annotations are of the picture as it is stored, but its EXIF note says that it is to be turned, '
+          'and it is read upright: turn the boxes, or remove the note from the picture')
 
 def size_mistake(
     path,        # an image
@@ -67,8 +67,8 @@ def size_mistake(
 )->str:
     "Why they differ, and what to do."
     if seen == stated[::-1] and is_turned(path): return f'{path}: {TURNED}'
-    return (f'{path} is {seen[0]}x{seen[1]}, its annotations are of a picture of {stated[0]}x{stated[1]}: take that one, '
-            'or scale the boxes and outlines together with width and height')
+    return (f'{path} is {seen[0]}x{seen[1]}, its annotations are of a picture of {stated[0]}x{stated[1]}: '
+            'take that one, or scale the boxes and outlines together with width and height')
 
 
 # %% ../nbs/09_data.ipynb #15-03f00e10
@@ -110,10 +110,12 @@ def check_pictures(
         wrong = picture_mistake(path, image['width'], image['height'])
         return wrong, None if wrong else picture_kind(path)
     with ThreadPoolExecutor(workers) as pool:
-        found = [*tqdm(pool.map(look, images), total=len(images), desc=progress, unit='image', disable=None if progress else True)]
+        hidden = None if progress else True
+        found = [*tqdm(pool.map(look, images), total=len(images), desc=progress, unit='image', disable=hidden)]
     wrong = [mistake for mistake, _ in found if mistake]
     if len(wrong) == 1: raise MimdetError(wrong[0])
-    if wrong: raise MimdetError(f'{json}: {len(wrong)} of {len(images)} pictures cannot be used: {"; ".join(wrong[:3])}')
+    if wrong:
+        raise MimdetError(f'{json}: {len(wrong)} of {len(images)} pictures cannot be used: {"; ".join(wrong[:3])}')
     return Counter(kind for _, kind in found)
 
 # %% ../nbs/09_data.ipynb #20-c2f3c233
@@ -399,14 +401,16 @@ def workers_that_fit(
     needed, free = shared_memory(batch, pixels), shutil.disk_usage('/dev/shm').free/trainings
     fit = min(workers, int(free/needed))
     if fit < workers:
-        logging.getLogger(__name__).warning(f'/dev/shm has {free/1e6:.0f} MB free for this process, and its {workers} loading processes need about {workers*needed/1e6:.0f} MB: '
-                                            f'{fit or "none"} will load images (in a container, --shm-size={math.ceil(trainings*workers*needed/1e9)}g makes it large enough)')
+        logging.getLogger(__name__).warning(
+            f'/dev/shm has {free/1e6:.0f} MB free for this process, and its {workers} loading processes need about '
+            f'{workers*needed/1e6:.0f} MB: {fit or "none"} will load images '
+            f'(in a container, --shm-size={math.ceil(trainings*workers*needed/1e9)}g makes it large enough)')
     return fit
 
 def handed_over(
     samples, # a batch: tensors and detectron2's structures in lists and dictionaries
 ):
-    "In a loading process, move tensors to shared memory: an error here ends the run, and in the thread that sends them would only be printed."
+    "In a loading process, move tensors to shared memory. The thread that sends them would do it, but only print errors."
     if get_worker_info() is None: return samples
     if isinstance(samples, torch.Tensor): samples.share_memory_()
     elif isinstance(samples, (Boxes, BitMasks)): samples.tensor.share_memory_()
@@ -418,7 +422,7 @@ def handed_over(
 
 @contextmanager
 def loader_errors():
-    "Turn what torch raises of loading processes into `MimdetError`; that one has died, it raises wherever the main process is."
+    "Turn torch's errors of loading processes into `MimdetError`; of a dead one it tells wherever the main process is."
     try: yield
     except MimdetError as e: raise MimdetError(str(e).strip().rsplit('MimdetError: ', 1)[-1]) from None
     except (RuntimeError, OSError) as e:
@@ -429,14 +433,16 @@ def _of_loading(told):
     "What is wrong with the loading processes, by an error's text; None if it is about something else."
     if 'Too many open files' in told or 'ancdata' in told: return 'too many open files (ulimit -n 65536 allows more)'
     if 'shared memory' in told or '/torch_' in told:
-        return '/dev/shm, through which loading processes hand over images, is full (in a container, --shm-size=2g makes it larger)'
+        return ('/dev/shm, through which loading processes hand over images, is full '
+                '(in a container, --shm-size=2g makes it larger)')
     if told.startswith('DataLoader worker'): return f'a process that loads images died ({told.splitlines()[0][:200]})'
     if told.startswith('DataLoader timed out'): return f'no images came for {PATIENCE} seconds: is a disk gone?'
 
 class Loader(DataLoader):
-    "A `DataLoader` that hands over batches as its data set makes them, tells in one line what went wrong in a worker, and waits for none that is stuck."
+    "A `DataLoader` whose batches are lists, which tells in one line what went wrong in a worker, and waits for none."
     def __init__(self, *arguments, num_workers=0, **options):
-        super().__init__(*arguments, num_workers=num_workers, timeout=PATIENCE if num_workers else 0, collate_fn=handed_over, **options)
+        patience = PATIENCE if num_workers else 0
+        super().__init__(*arguments, num_workers=num_workers, timeout=patience, collate_fn=handed_over, **options)
 
     def __iter__(self):
         with loader_errors(): yield from super().__iter__()

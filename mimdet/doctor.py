@@ -181,7 +181,7 @@ def check_memory()->Finding:
     "Main memory."
     return check_room('memory', free_memory(), 6, 2, 'close other programs, or set fewer workers and a smaller batch')
 
-WORKERS, IMAGES, PIXELS = 4, 2, 800*1333 # of the paper's recipes: loading processes, images in each one's batch, pixels of an image
+WORKERS, IMAGES, PIXELS = 4, 2, 800*1333 # the paper's recipes: loading processes, images a GPU, pixels of an image
 
 def check_shared_memory(
     folder='/dev/shm', # through which loading processes hand over images
@@ -190,9 +190,11 @@ def check_shared_memory(
     if not Path(folder).is_dir(): return []
     workers, total = min(WORKERS, usable_cores()), shutil.disk_usage(folder).total
     needed = workers*shared_memory(IMAGES, PIXELS)
-    text = f'{folder} of {total/1e6:,.0f} MB; the {workers} loading processes of the paper\'s recipes need {needed/1e6:,.0f} MB'
+    text = (f'{folder} of {total/1e6:,.0f} MB; with {IMAGES} images a GPU, as in the paper, '
+            f'{workers} loading processes need {needed/1e6:,.0f} MB')
     if total >= needed: return [Finding('ok', 'shared memory', text)]
-    return [Finding('wrong', 'shared memory', text, 'in a container: --shm-size=2g or --ipc=host; else data.workers=0 loads images in the main process')]
+    way_out = 'in a container: --shm-size=2g or --ipc=host; else data.workers=0 loads images in the main process'
+    return [Finding('wrong', 'shared memory', text, way_out)]
 
 # %% ../nbs/18_doctor.ipynb #32-d5f82afe
 def check_writable(

@@ -46,16 +46,17 @@ def pick_device(
 LAUNCHER = 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT' # what a launcher tells each process by
 
 def under_launcher()->bool:
-    "Whether this process was started by `torchrun` or by `launch`. Raises `MimdetError` if not all that a launcher tells is there."
+    "Whether `torchrun` or `launch` started this process. Raises `MimdetError` if only some of a launcher's variables are set."
     told = {name: os.environ[name] for name in LAUNCHER if name in os.environ}
     if not {'RANK', 'WORLD_SIZE'} & told.keys() or told == {'WORLD_SIZE': '1'}: return False
     way_out = 'start the processes with torchrun, or unset RANK and WORLD_SIZE to train in one'
     if missing := [name for name in LAUNCHER if name not in told]:
         raise MimdetError(f'{", ".join(told)} in the environment without {", ".join(missing)}: {way_out}')
-    wrong = [f'{name}={told[name]}' for name in LAUNCHER if name != 'MASTER_ADDR' and not told[name].isdecimal()]
-    if not wrong and int(told['MASTER_PORT']) > 65535: wrong = [f'MASTER_PORT={told["MASTER_PORT"]}']
-    if not wrong and int(told['RANK']) >= int(told['WORLD_SIZE']): wrong = [f'RANK={told["RANK"]} of WORLD_SIZE={told["WORLD_SIZE"]}']
-    if wrong: raise MimdetError(f'{", ".join(wrong)} in the environment: {way_out}')
+    numbers = [told[name] for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT')]
+    rank, world, port = map(int, numbers) if all(map(str.isdecimal, numbers)) else (0, 0, 0)
+    if rank >= world or port > 65535:
+        told_so = ', '.join(f'{name}={value}' for name, value in told.items())
+        raise MimdetError(f'{told_so} in the environment is not what a launcher sets: {way_out}')
     return True
 
 @contextmanager

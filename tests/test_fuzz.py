@@ -213,8 +213,9 @@ TENSORS = st.sampled_from([
     torch.ones(2, dtype=torch.float8_e4m3fn), np.ones(3), np.float64(2.)])
 NAMES = st.sampled_from(['module.a', 'model.a', '_orig_mod.b', 'a', 'a.b', 'stem.x', 'epoch', ''])
 HOLDERS = st.sampled_from(['model', 'state_dict', 'model_ema', 'optimizer']) | NAMES | st.integers(0, 3) | st.none()
-TREES = st.recursive(PLAIN | TENSORS, lambda inner: st.dictionaries(HOLDERS, inner, max_size=4) | st.lists(inner, max_size=3),
-                     max_leaves=8)
+TREES = st.recursive(
+    PLAIN | TENSORS, lambda inner: st.dictionaries(HOLDERS, inner, max_size=4) | st.lists(inner, max_size=3),
+    max_leaves=8)
 NAMED = st.dictionaries(NAMES, TENSORS, min_size=1, max_size=4)
 
 def test_weights_in_any_tree(tmp_path):
