@@ -77,15 +77,20 @@ class Report:
     def lines(self): return [line for kind in KINDS for line in self.of(kind)]
 
     @property
-    def summary(self):
-        "One line, or nothing where there is nothing to tell."
+    def counts(self)->str:
+        "How much was taken and left out."
         taken, parts = sum(line.count for line in self.of(TAKEN)), self.count(SHORT_PARTS)
-        counts = [f'{taken:,} things taken as they were meant'] if taken else []
+        found = [f'{taken:,} {"things" if taken > 1 else "thing"} taken as meant'] if taken else []
         if self.left_out:
             share = self.left_out/self.objects
-            counts.append(f'{self.left_out:,} of {self.objects:,} objects ({share:.1%}) left out')
-        if parts: counts.append(f'parts of {parts:,} outlines left out')
-        return f'{self.json}: {", ".join(counts)} (mimdet_data --check lists them)' if counts else ''
+            found.append(f'{self.left_out:,} of {self.objects:,} objects ({share:.1%}) left out')
+        if parts: found.append(f'parts of {parts:,} outlines left out')
+        return ', '.join(found)
+
+    @property
+    def summary(self)->str:
+        "One line, or nothing where there is nothing to tell."
+        return f'{self.json}: {self.counts} (mimdet_data --check lists them)' if self.counts else ''
 
     @property
     def digest(self):
@@ -94,7 +99,7 @@ class Report:
         return config_hash(dict(sha256=self.sha256, objects=self.objects, lines=lines)) if lines else ''
 
     def __str__(self):
-        return '\n'.join([self.summary or f'{self.json}: nothing to tell', *(f'  {line}' for line in self.lines)])
+        return '\n'.join([f'{self.json}: {self.counts or "nothing to tell"}', *(f'  {line}' for line in self.lines)])
 
 # %% ../nbs/30_coco.ipynb #c0c0000008
 MARKS = {b'\xff\xfe\x00\x00': 'UTF-32', b'\x00\x00\xfe\xff': 'UTF-32', b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16'}

@@ -254,7 +254,7 @@ def test_harmless_habits(call, emoji, trained, tmp_path):
     data, good = changed(emoji['train'], tmp_path, roboflow), spec(emoji['train'])
     done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out')
     assert done.returncode == 0, done.stderr
-    assert ' things taken as they were meant (' in done.stdout and 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
+    assert ' things taken as meant (' in done.stdout and 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
     assert 'cannot be used' in complaint(call(mimdet_train, *SHORT, '--dataset', data, '--strict', '--output', tmp_path/'strict'))
     rows = []
     for name, dataset in dict(good=good, habits=data).items():

@@ -128,7 +128,7 @@ def test_what_was_meant_is_taken(tmp_path, toy, place, value):
     good = copy.deepcopy(toy)
     check(tmp_path, changed(toy, place, value))
     reading = read_coco(tmp_path/'b.json')
-    assert [line.finding.kind for line in reading.report.lines] == ['taken'] and reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 things taken as they were meant (')
+    assert [line.finding.kind for line in reading.report.lines] == ['taken'] and reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 thing taken as meant (')
     derived = {'area', 'id'} if place[0] == A and place[-1] in ('area', 'id') else {'name'} if place[-1] == 'name' else set()
     plain = lambda coco: {kind: [{k: v for k, v in entry.items() if k not in derived | {'own_id'}} for entry in coco[kind]] for kind in (A, I, C)}
     assert plain(reading.coco) == plain(good)
