@@ -11,8 +11,8 @@ __all__ = ['TAKEN', 'LEFT_OUT', 'UNUSABLE', 'KINDS', 'SHOWN', 'MARKS', 'BOM', 'B
            'REPEATED_ID', 'NO_NUMBER', 'ID_ZERO', 'ODD_ID', 'OTHER_NAME', 'SHARED_FILE', 'LISTS', 'MOST_LEFT_OUT',
            'NO_COCO', 'TOO_FEW_LEFT', 'SIZES', 'RARE', 'Finding', 'Line', 'Report', 'parse', 'number', 'whole', 'key',
            'indexed', 'clean_images', 'clean_categories', 'labels', 'clean_box', 'run_lengths', 'has_outline',
-           'clean_outline', 'area_of', 'clean_annotations', 'alike', 'as_meant', 'Files', 'with_files', 'Reading',
-           'read_coco', 'check_objects', 'contents', 'repaired']
+           'clean_outline', 'as_rle', 'area_of', 'clean_annotations', 'alike', 'as_meant', 'Files', 'with_files',
+           'Reading', 'read_coco', 'check_objects', 'contents', 'repaired']
 
 # %% ../nbs/30_coco.ipynb #c0c0000003
 import difflib, hashlib, json as json_format, math, os, re, unicodedata
@@ -281,12 +281,12 @@ WRONG_SUM = Finding(LEFT_OUT, 'masks whose run lengths do not add up to their im
                     'left out; their sum must be height x width')
 
 def run_lengths(
-    packed, # COCO's packed text
+    text,   # COCO's packed form
 )->list:    # None if damaged
     "Run lengths: groups of five bits, lowest first, each length as the difference to the one before the last."
-    if not isinstance(packed, str): return None
+    if not isinstance(text, str): return None
     lengths, value, shift = [], 0, 0
-    for bits in (ord(c) - 48 for c in packed):
+    for bits in (ord(c) - 48 for c in text):
         if not 0 <= bits < 64: return None
         value |= (bits & 31) << shift
         shift += 5
@@ -346,6 +346,16 @@ def _clean_mask(mask, width, height):
     if sum(lengths) != height*width: return None, WRONG_SUM
     return (mask if all(type(v) is int for v in size) else mask | dict(size=[height, width])), None
 
+def as_rle(
+    outline,    # polygons or run lengths
+    height:int, # of the image
+    width:int,
+)->dict:        # as pycocotools has them
+    "An outline as one mask in packed run lengths."
+    if isinstance(outline, dict) and not isinstance(outline['counts'], list): return outline
+    masks = mask_api.frPyObjects(outline, height, width)
+    return mask_api.merge(masks) if isinstance(masks, list) else masks
+
 def area_of(
     outline,    # or None
     box:list,
@@ -353,10 +363,7 @@ def area_of(
     height:int,
 )->float:       # in pixels
     "The area of an outline, or without one of a box."
-    if outline is None: return box[2]*box[3]
-    packed = isinstance(outline, dict) and isinstance(outline['counts'], str)
-    parts = [outline] if packed else mask_api.frPyObjects(outline, height, width)
-    return float(mask_api.area(mask_api.merge(parts) if isinstance(parts, list) else parts))
+    return box[2]*box[3] if outline is None else float(mask_api.area(as_rle(outline, height, width)))
 
 # %% ../nbs/30_coco.ipynb #c0c0000019
 def _is_clean(a, images, categories, masks):

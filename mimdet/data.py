@@ -21,7 +21,6 @@ from operator import itemgetter
 from pathlib import Path
 import numpy as np
 import torch
-from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 import mimdet.compat
@@ -29,7 +28,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from .coco import Reading, check_objects, labels, number, read_coco
+from .coco import Reading, as_rle, check_objects, labels, number, read_coco
 from .core import MimdetError, datasets_dir, rng_for, seed_for, shared_memory, usable_cores
 from .images import is_turned, picture_kind, read_image
 
@@ -157,7 +156,7 @@ def records_of(
 def _as_detectron2_has_it(outline):
     "Its polygons of three points and more, or packed run lengths."
     if isinstance(outline, list): return [points for points in outline if len(points) % 2 == 0 and len(points) >= 6]
-    return mask_api.frPyObjects(outline, *outline['size']) if isinstance(outline['counts'], list) else outline
+    return as_rle(outline, *outline['size'])
 
 def register(
     name:str,          # a name of your choice; coco_2017_train and coco_2017_val mean COCO

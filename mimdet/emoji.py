@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 from tqdm import tqdm
-from .coco import read_coco
+from .coco import as_rle, read_coco
 from .core import MimdetError, read_json, rng_for, sha256, write_json
 from .images import font_file, read_image
 
@@ -371,9 +371,7 @@ def annotation_mask(
     height:int, width:int,
 )->np.ndarray:    # (height, width) bool
     "The pixels of one annotation."
-    packed = isinstance(segmentation, dict) and not isinstance(segmentation['counts'], list)
-    rle = segmentation if packed else mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(mask_api.merge(rle) if isinstance(rle, list) else rle).astype(bool)
+    return mask_api.decode(as_rle(segmentation, height, width)).astype(bool)
 
 def _tile(image, annotations, names, side):
     zoom = side/max(image.size)

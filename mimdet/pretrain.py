@@ -318,8 +318,7 @@ def pretrain(
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     crops = Crops(images, side, seed, least, memory_mb, device)
-    if crops.pictures: workers = 0 # they are in memory
-    workers = workers_that_fit(workers, batch, side**2)
+    workers = 0 if crops.pictures else workers_that_fit(workers, batch, side**2) # none for what is in memory
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
