@@ -423,7 +423,6 @@ def handed_over(
 def loader_errors():
     "Turn torch's errors of loading processes into `MimdetError`; of a dead one it tells wherever the main process is."
     try: yield
-    except MimdetError as e: raise MimdetError(str(e).strip().rsplit('MimdetError: ', 1)[-1]) from None
     except (RuntimeError, OSError) as e:
         if not (wrong := _of_loading(str(e))): raise
         raise MimdetError(f'{wrong}: {NO_WORKERS}') from None
@@ -431,20 +430,22 @@ def loader_errors():
 def _of_loading(told):
     "What is wrong with the loading processes, by an error's text; None if it is about something else."
     if 'Too many open files' in told or 'ancdata' in told: return 'too many open files (ulimit -n 65536 allows more)'
-    if 'shared memory' in told or '/torch_' in told:
+    if '/torch_' in told: # as torch names what it puts there
         return ('/dev/shm, through which loading processes hand over images, is full '
                 '(in a container, --shm-size=2g makes it larger)')
     if told.startswith('DataLoader worker'): return f'a process that loads images died ({told.splitlines()[0][:200]})'
     if told.startswith('DataLoader timed out'): return f'no images came for {PATIENCE} seconds: is a disk gone?'
 
 class Loader(DataLoader):
-    "A `DataLoader` whose batches are lists, which tells in one line what went wrong in a worker, and waits for none."
+    "A `DataLoader` whose batches are lists, which tells in one line what went wrong in a worker, and gives up a stuck one."
     def __init__(self, *arguments, num_workers=0, **options):
         patience = PATIENCE if num_workers else 0
         super().__init__(*arguments, num_workers=num_workers, timeout=patience, collate_fn=handed_over, **options)
 
     def __iter__(self):
-        with loader_errors(): yield from super().__iter__()
+        try:
+            with loader_errors(): yield from super().__iter__()
+        except MimdetError as e: raise MimdetError(str(e).strip().rsplit('MimdetError: ', 1)[-1]) from None # a worker's
 
 @dataclass(frozen=True)
 class _Share:
