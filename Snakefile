@@ -1,9 +1,10 @@
-# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study says: see nbs/23_study.ipynb.
+# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study.jobs says: see nbs/study/03_jobs.ipynb.
 # Each run also leaves its executed notebook below runs/, which is not in git: a fresh clone has none, so there everything runs, unless the
 # profile takes committed records for runs that are done.
 import json, sys
-from mimdet.core import MimdetError
-from mimdet.study import inputs, minutes, priority, read_study, recorded, targets
+from mimdet.base.core import MimdetError
+from mimdet.study.jobs import inputs, read_study, recorded, targets
+from mimdet.study.plan import minutes, priority
 
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')

@@ -3,7 +3,7 @@ import json, os, shutil, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest
-from mimdet.emoji import EmojiConfig, make_dataset
+from mimdet.data.emoji import EmojiConfig, make_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ['schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=2']

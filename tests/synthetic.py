@@ -1,9 +1,11 @@
-"""Synthetic run records: made-up numbers and pictures for tests and for developing figures. Never a result; never written to results/."""
+"""Made-up run records, pictures and a toy data set, for tests and for developing tables and figures. Never a result; never written to results/."""
 import io, time
+from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools import mask as rle
-from mimdet.core import encode_bytes, fingerprint, make_record, rng_for, write_json
+from mimdet.base.core import encode_bytes, rng_for, write_json
+from mimdet.study.records import fingerprint, make_record
 
 COLOURS = dict(apple=(214, 60, 50), banana=(238, 200, 60), bus=(90, 120, 210), cat=(235, 150, 60), dog=(150, 100, 70), pizza=(225, 170, 90))
 DATASET = dict(name='Emoji-COCO', images=dict(train=6000, val=500), categories=10, sha256=dict(train='a'*64, val='b'*64))
@@ -144,3 +146,63 @@ def study(seeds=(0, 1)):
 def write(records, folder):
     "Write records as `<folder>/<profile>/<name>.json`."
     for r in records: write_json(f'{folder}/{r["profile"]}/{r["name"]}.json', r)
+
+# --- the smallest study: a model trained with two seeds and evaluated, and one that was trained only ---
+
+def toy_record(kind, name, params, metrics):
+    "A record of it."
+    data = dict(name='made up', images=dict(train=60, val=5), categories=3)
+    return make_record(kind, 'demo', name, params, metrics, time.time(), data)
+
+def toy_training(model, ratio, seed=0, **more):
+    "One training."
+    params = dict(model=model, recipe='mimdet_toy_v1', backbone='mimdet', size='toy', sample_ratio=ratio, fill='mask_token', decoder_depth=2, strategy='random',
+                  initialisation='mae', iterations=10, batch=2, lr=1e-3, seed=seed) | more
+    return toy_record('train', f'train_{model}_seed{seed}', params, dict(total_loss=1.0, parameters=3_200_000))
+
+def toy_row(ratio, box, mask, seed=0, c4='decoder', samples=1):
+    "AP at one setting."
+    aps = lambda ap: dict(AP=ap, AP50=2*ap)
+    return dict(ratio=ratio, strategy='random', seed=seed, c4=c4, samples=samples, bbox=aps(box), segm=aps(mask), images=5, seconds=1.)
+
+def toy_evaluation(seed, plus):
+    "The evaluation of a training, `plus` AP better than another."
+    rows = [toy_row(.5, 30 + plus, 25), toy_row(.5, 31 + plus, 26, seed=1), toy_row(1., 33 + plus, 27), toy_row(.02, 29, 24),
+            toy_row(.5, 20, 18, c4='stem'), toy_row(.5, 32 + plus, 27, samples=2)]
+    metrics = dict(rows=rows, c4_variance=[dict(ratio=.02, share=.8), dict(ratio=.5, share=.2)],
+                   sampling=[dict(ratio=.5, seeds=2, always=.5, sometimes=.2, never=.3, score_sd=.04, found_sd=.01)])
+    return toy_record('evaluate', f'evaluate_half_seed{seed}', dict(train=f'train_half_seed{seed}', seed=0), metrics)
+
+def toy_records():
+    "Its records."
+    return [toy_training('half', .5), toy_training('half', .5, seed=1), toy_training('quarter', .25), toy_evaluation(0, 0), toy_evaluation(1, 2)]
+
+def toy_cost():
+    "What its network costs."
+    def row(ratio, height):
+        return dict(recipe='mimdet_toy_v1', mode='forward', ratio=ratio, height=height, width=height, batch=1, seconds=[.1], flops=dict(encoder=ratio*4e9, decoder=1e9, total=9e9))
+    return toy_record('cost', 'cost', dict(seed=0), dict(rows=[row(r, side) for r in (.5, 1.) for side in (64, 128)]))
+
+# --- the smallest data set ---
+
+TRIANGLE = [20, 70, 60, 70, 40, 20]
+
+def toy_dataset(folder):
+    "Two images, two categories, a polygon, run lengths and a crowd region; returns the JSON file and the folder of images."
+    json, images = Path(folder)/'toy.json', Path(folder)/'toy'
+    images.mkdir()
+    picture = Image.new('RGB', (128, 96), 'olive')
+    draw = ImageDraw.Draw(picture)
+    draw.polygon(TRIANGLE, fill='orange')
+    draw.ellipse((80, 25, 120, 65), fill='navy')
+    picture.save(images/'a.png')
+    Image.new('RGB', (96, 128), 'teal').save(images/'b.png')
+    disc = rle.encode(np.asfortranarray(np.hypot(*np.mgrid[-45:51, -100:28]) < 20, dtype=np.uint8)) # (96, 128)
+    def row(id, category_id, bbox, segmentation, iscrowd=0):
+        return dict(id=id, image_id=1, category_id=category_id, bbox=bbox, area=bbox[2]*bbox[3], segmentation=segmentation, iscrowd=iscrowd)
+    write_json(json, dict(
+        images=[dict(id=1, file_name='a.png', width=128, height=96), dict(id=7, file_name='b.png', width=96, height=128)],
+        categories=[dict(id=3, name='triangle'), dict(id=9, name='disc')],
+        annotations=[row(1, 3, [20, 20, 40, 50], [TRIANGLE]), row(2, 9, [81, 26, 39, 39], dict(size=disc['size'], counts=disc['counts'].decode())),
+                     row(3, 9, [0, 86, 128, 10], dict(size=[96, 128], counts=[86, 10]*128), iscrowd=1)]))
+    return json, images

@@ -4,18 +4,22 @@ from itertools import combinations
 import numpy as np
 import papermill, pytest, torch
 from conftest import ROOT, SHORT, spec
-import mimdet.compat
+import mimdet.base.compat
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
-from mimdet import data
-from mimdet.ablations import best_scores, c4_variance, sampling_agreement
-from mimdet.core import MimdetError, read_record, sha256
+from mimdet.data import augment, datasets, stream
+from mimdet.measure.probes import best_scores, c4_variance, sampling_agreement
+from mimdet.base.core import MimdetError, sha256
+from mimdet.study.records import read_record
 from mimdet.detector import build
-from mimdet.evaluate import averaged, evaluate, examples, fit_stem_alone, member_seed, sampling
-from mimdet.pretrain import autoencoder, pretrain
-from mimdet.pretrained import save_weights
+from mimdet.measure.probes import averaged, fit_stem_alone, member_seed, sampling
+from mimdet.measure.evaluate import evaluate
+from mimdet.measure.predict import examples
+from mimdet.training.pretrain import autoencoder, pretrain
+from mimdet.weights.files import save_weights
 from mimdet.recipes import config, override
-from mimdet.train import optimizer_for, train_on
+from mimdet.training.optimizer import optimizer_for
+from mimdet.training.train import train_on
 from mimdet.vit import mae_names
 
 TINY = 'mimdet_tiny_v1_sr0.5_3x'
@@ -27,7 +31,7 @@ def model_of(recipe=TINY, **changes):
     return model
 
 @pytest.fixture(scope='module')
-def val(emoji): return data.register('ablations', emoji['val']['json'], emoji['val']['images'])
+def val(emoji): return datasets.register('ablations', emoji['val']['json'], emoji['val']['images'])
 
 # --- backbones ---
 
@@ -69,8 +73,8 @@ def test_rates(options):
 def test_learns(options, emoji):
     "One training step moves every parameter that is not frozen."
     cfg = config(TINY, classes=3, **options)
-    info = data.register('ablations-train', emoji['train']['json'], emoji['train']['images'])
-    mapper = data.TrainMapper(data.train_augmentation_of(cfg.data))
+    info = datasets.register('ablations-train', emoji['train']['json'], emoji['train']['images'])
+    mapper = augment.TrainMapper(augment.train_augmentation_of(cfg.data))
     torch.manual_seed(0)
     model = build(cfg).train()
     with EventStorage(): sum(model([mapper(r) | dict(draw=k) for k, r in enumerate(info.records[:4])]).values()).backward()
@@ -91,7 +95,7 @@ def test_autoencoder_with_a_deeper_decoder(emoji, tmp_path):
 def c4(model, loader, samples=1):
     with torch.no_grad(), averaged(model, samples): return torch.cat([model.backbone.bottom_up(model.preprocess_image(batch).tensor)['c4'] for batch in loader])
 
-def loader_of(val, batch): return data.test_loader(val.records, data.TestMapper(data.test_augmentation(128, 256)), batch)
+def loader_of(val, batch): return stream.test_loader(val.records, augment.TestMapper(augment.test_augmentation(128, 256)), batch)
 
 @pytest.fixture(scope='module')
 def loader(val): return loader_of(val, 3)

@@ -1,14 +1,14 @@
 """The baseline at full size (without memory: on the meta device): how many parameters, of what names and shapes; and what its options do."""
 import pytest
 import torch
-import mimdet.compat
+import mimdet.base.compat
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from mimdet.benchmarking import BenchmarkingViT, RelativePositionBias
-from mimdet.core import MimdetError
+from mimdet.base.core import MimdetError
 from mimdet.detector import build
 from mimdet.recipes import RECIPES, config
-from mimdet.train import optimizer_for
+from mimdet.training.optimizer import optimizer_for
 
 TINY = dict(dim=32, depth=4, heads=2, img_size=128, window_size=4, drop_path=0.)
 

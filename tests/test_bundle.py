@@ -36,7 +36,7 @@ def test_useless(path, out): assert bundle.useless(path) == out
 @pytest.mark.skipif(not (ROOT/'.git').exists(), reason='not a git checkout')
 def test_project_files():
     files = bundle.project_files()
-    assert {'mimdet/train.py', 'nbs/experiments/train.ipynb', 'profiles/quick.yaml', 'Snakefile', 'settings.ini', 'tools/run_notebook.py'} <= set(files)
+    assert {'mimdet/training/train.py', 'nbs/experiments/train.ipynb', 'profiles/quick.yaml', 'Snakefile', 'settings.ini', 'tools/run_notebook.py'} <= set(files)
     assert not [f for f in files if f.startswith(('.ci', 'build', '.venv'))]
 
 def test_stand_in_for_opencv():

@@ -2,8 +2,8 @@
 import json
 import pytest
 from conftest import ROOT, SHORT
-from mimdet.commands import mimdet_evaluate, mimdet_predict, mimdet_train
-from mimdet.data import check_dataset, register
+from mimdet.training.commands import mimdet_evaluate, mimdet_predict, mimdet_train
+from mimdet.data.datasets import check_dataset, register
 
 SAMPLE = ROOT.parent/'shared'/'coco_sample'
 pytestmark = pytest.mark.skipif(not SAMPLE.exists(), reason='the photographs are not part of the project')

@@ -2,7 +2,7 @@
 import os, shutil
 import pytest, yaml
 from conftest import ROOT, copy_project, run_command
-from mimdet.emoji import EmojiConfig, make_dataset
+from mimdet.data.emoji import EmojiConfig, make_dataset
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory): return copy_project(tmp_path_factory.mktemp('coco'))

@@ -7,14 +7,14 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
-from mimdet.commands import mimdet_data, mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
-from mimdet.core import sha256
+from mimdet.training.commands import mimdet_data, mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
+from mimdet.base.core import sha256
 from mimdet.detector import build
 from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
-from mimdet.pretrain import autoencoder
-from mimdet.pretrained import read_weights, save_weights
+from mimdet.training.pretrain import autoencoder
+from mimdet.weights.files import read_weights, save_weights
 from mimdet.recipes import config, names
-from mimdet.train import read_config
+from mimdet.training.train import read_config
 from mimdet.vit import mae_names
 
 def complaint(done):

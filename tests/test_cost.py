@@ -1,9 +1,10 @@
 """What a sample ratio costs: measured rows are sensible, settings come in turn, and the table shows records and nothing else."""
 import csv, json, signal, subprocess
 import numpy as np, papermill, pytest, torch
-from mimdet import cost
-from mimdet.core import MimdetError, fingerprint, read_record, write_json
-from mimdet.flops import PARTS, flops, known
+from mimdet.training import cost
+from mimdet.base.core import MimdetError, write_json
+from mimdet.study.records import fingerprint, read_record
+from mimdet.measure.flops import PARTS, flops, known
 from mimdet.recipes import parameter_count
 from conftest import ROOT
 from synthetic import record

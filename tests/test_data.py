@@ -9,9 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools import mask as mask_api
-import mimdet.data as data # as a module: pytest takes names that begin with test for tests
-from mimdet.coco import read_coco, run_lengths
-from mimdet.core import MimdetError, project_root, write_json, write_text
+from mimdet.data import augment, datasets, stream # as modules: pytest takes names that begin with test for tests
+from mimdet.data.coco import read_coco, run_lengths
+from mimdet.base.core import MimdetError, project_root, write_json, write_text
 
 SIZES = [(64, 48), (48, 64), (64, 48), (50, 50), (64, 40), (40, 64), (64, 48)]
 
@@ -44,11 +44,11 @@ def make(folder, sizes=SIZES):
 def toy(tmp_path): return make(tmp_path)
 
 @pytest.fixture
-def records(tmp_path, toy): return data.register(f'toy {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+def records(tmp_path, toy): return datasets.register(f'toy {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
 
 def check(tmp_path, coco, **options):
     write_json(tmp_path/'b.json', coco) if not isinstance(coco, str) else write_text(tmp_path/'b.json', coco)
-    return data.check_dataset(tmp_path/'b.json', tmp_path/'images', **options)
+    return datasets.check_dataset(tmp_path/'b.json', tmp_path/'images', **options)
 
 def test_a_good_one_passes(tmp_path, toy):
     summary = check(tmp_path, toy, decode=True)
@@ -104,10 +104,10 @@ def test_more_than_a_tenth_left_out_is_too_much(tmp_path, toy):
 def test_nothing_to_learn_from(tmp_path, toy):
     for a in toy[A]: a['iscrowd'] = 1
     write_json(tmp_path/'b.json', toy)
-    with pytest.raises(MimdetError, match='all 18 objects are crowd: .*set iscrowd to 0'): data.register(f'crowd {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    with pytest.raises(MimdetError, match='all 18 objects are crowd: .*set iscrowd to 0'): datasets.register(f'crowd {tmp_path}', tmp_path/'b.json', tmp_path/'images')
     write_json(tmp_path/'c.json', toy | dict(annotations=[]))
-    with pytest.raises(MimdetError, match='has no objects'): data.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images')
-    assert data.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images', objects=False).records
+    with pytest.raises(MimdetError, match='has no objects'): datasets.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images')
+    assert datasets.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images', objects=False).records
 
 def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
     assert check(tmp_path, changed(toy, (A, 0, 'bbox'), [70, 5, 3, 3]))['annotations'] == 17
@@ -149,7 +149,7 @@ def test_records_are_those_of_detectron2(tmp_path, toy):
     from detectron2.data.datasets import load_coco_json
     toy['annotations'][0]['segmentation'].append([1, 2, 3, 4])
     write_json(tmp_path/'a.json', toy)
-    ours = data.register(f'ours {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+    ours = datasets.register(f'ours {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
     assert ours == load_coco_json(str(tmp_path/'a.json'), str(tmp_path/'images'), f'theirs {tmp_path}')
 
 @pytest.mark.parametrize('text, complaint', [('{"images": [', 'b.json is not JSON'), ('', 'is not JSON'), ('[]', 'no COCO format.*a list'), ('3', 'no COCO format'), ('['*100000, 'is not JSON')])
@@ -163,8 +163,8 @@ def test_numbers_that_are_not_finite(tmp_path, toy, value):
     with pytest.raises(MimdetError, match='four finite numbers'): check(tmp_path, text)
 
 def test_missing_json_and_folder(tmp_path, toy):
-    with pytest.raises(MimdetError, match='no such file'): data.check_dataset(tmp_path/'c.json', tmp_path/'images')
-    with pytest.raises(MimdetError, match='is not a folder'): data.check_dataset(tmp_path/'a.json', tmp_path/'pictures')
+    with pytest.raises(MimdetError, match='no such file'): datasets.check_dataset(tmp_path/'c.json', tmp_path/'images')
+    with pytest.raises(MimdetError, match='is not a folder'): datasets.check_dataset(tmp_path/'a.json', tmp_path/'pictures')
 
 @pytest.mark.parametrize('box', [[-1, -1, 10, 10], [0, 0, 64.5, 48.9], [5.25, 5.5, 0, 10]], ids=str)
 def test_rounding_and_flat_boxes_pass(tmp_path, toy, box):
@@ -186,8 +186,8 @@ def test_short_polygons_beside_a_proper_one_pass(tmp_path, toy):
 def test_a_data_set_of_boxes_alone(tmp_path, toy):
     for a in toy['annotations']: del a['segmentation']
     assert not check(tmp_path, toy)['masks']
-    info = data.register(f'boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
-    sample = data.TrainMapper(data.train_augmentation(), masks=info.masks)(info.records[0])
+    info = datasets.register(f'boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    sample = augment.TrainMapper(augment.train_augmentation(), masks=info.masks)(info.records[0])
     assert len(sample['instances']) == 2 and not sample['instances'].has('gt_masks')
 
 def test_decode_finds_truncated_images_and_wrong_sizes(tmp_path, toy):
@@ -211,22 +211,22 @@ def test_images_in_subfolders(tmp_path, toy):
                                              ('{0}/a.json:{0}/pictures', 'pictures is not a folder'), ('coco_2017_val', 'instances_val2017.json is not a file: .*DETECTRON2_DATASETS')])
 def test_no_such_data_set(tmp_path, toy, monkeypatch, spec, complaint):
     monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
-    with pytest.raises(MimdetError, match=complaint): data.parse_dataset(spec.format(tmp_path))
+    with pytest.raises(MimdetError, match=complaint): datasets.parse_dataset(spec.format(tmp_path))
 
 def test_coco_is_found_where_detectron2_looks(tmp_path, monkeypatch):
     monkeypatch.setenv('DETECTRON2_DATASETS', str(tmp_path))
     (tmp_path/'coco/annotations').mkdir(parents=True); (tmp_path/'coco/train2017').mkdir()
     (tmp_path/'coco/annotations/instances_train2017.json').write_text('{}')
-    assert data.parse_dataset('coco_2017_train') == (tmp_path/'coco/annotations/instances_train2017.json', tmp_path/'coco/train2017')
+    assert datasets.parse_dataset('coco_2017_train') == (tmp_path/'coco/annotations/instances_train2017.json', tmp_path/'coco/train2017')
 
 def test_the_last_colon_counts(tmp_path):
     folder = tmp_path/'a:b'; folder.mkdir(); (folder/'x.json').touch()
-    assert data.parse_dataset(f'{folder}/x.json:{tmp_path}') == (folder/'x.json', tmp_path)
+    assert datasets.parse_dataset(f'{folder}/x.json:{tmp_path}') == (folder/'x.json', tmp_path)
 
 # Registration
 
 def test_ids_with_gaps_become_contiguous(tmp_path, toy):
-    info = data.register(f'gaps {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    info = datasets.register(f'gaps {tmp_path}', tmp_path/'a.json', tmp_path/'images')
     assert (info.classes, info.category_ids) == (('box', 'disc'), (3, 9))
     assert info.metadata.thing_dataset_id_to_contiguous_id == {3: 0, 9: 1}
     assert [a['category_id'] for a in info.records[0]['annotations']] == [0, 1, 1]
@@ -234,12 +234,12 @@ def test_ids_with_gaps_become_contiguous(tmp_path, toy):
 
 def test_registering_again(tmp_path, toy, monkeypatch):
     name = f'again {tmp_path}'
-    info = data.register(name, tmp_path/'a.json', tmp_path/'images')
+    info = datasets.register(name, tmp_path/'a.json', tmp_path/'images')
     monkeypatch.chdir(tmp_path)
-    assert data.register(name, 'a.json', 'images').sha256 == info.sha256 # the same files by another path
-    with pytest.raises(MimdetError, match='another json_file'): data.register(name, _copy(tmp_path), tmp_path/'images')
+    assert datasets.register(name, 'a.json', 'images').sha256 == info.sha256 # the same files by another path
+    with pytest.raises(MimdetError, match='another json_file'): datasets.register(name, _copy(tmp_path), tmp_path/'images')
     toy['annotations'].pop(); write_json(tmp_path/'a.json', toy)
-    with pytest.raises(MimdetError, match='another sha256'): data.register(name, tmp_path/'a.json', tmp_path/'images')
+    with pytest.raises(MimdetError, match='another sha256'): datasets.register(name, tmp_path/'a.json', tmp_path/'images')
 
 def _copy(folder):
     (folder/'copy.json').write_bytes((folder/'a.json').read_bytes())
@@ -247,8 +247,8 @@ def _copy(folder):
 
 def test_a_bad_one_is_not_registered(tmp_path, toy):
     toy['annotations'][0]['category_id'] = 5; write_json(tmp_path/'a.json', toy)
-    with pytest.raises(MimdetError, match='category_id is not in the file'): data.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
-    assert f'bad {tmp_path}' not in data.DatasetCatalog.list()
+    with pytest.raises(MimdetError, match='category_id is not in the file'): datasets.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    assert f'bad {tmp_path}' not in datasets.DatasetCatalog.list()
 
 # Images
 
@@ -257,7 +257,7 @@ def test_a_bad_one_is_not_registered(tmp_path, toy):
 def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
     colour = Image.new('RGB', (30, 20), (200, 200, 200)).convert(mode)
     colour.save(tmp_path/f'x.{suffix}')
-    image = data.read_image(tmp_path/f'x.{suffix}')
+    image = datasets.read_image(tmp_path/f'x.{suffix}')
     assert image.shape == (20, 30, 3) and image.dtype == np.uint8
     assert mode in ('1', 'P') or np.abs(image.astype(int) - 200).max() < 12 # the others dither
 
@@ -268,7 +268,7 @@ def test_exif_turns_are_undone(tmp_path, orientation):
             6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1)}[orientation]
     exif = Image.Exif(); exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(undo(seen))).save(tmp_path/'x.png', exif=exif)
-    assert (data.read_image(tmp_path/'x.png') == seen).all()
+    assert (datasets.read_image(tmp_path/'x.png') == seen).all()
 
 @pytest.mark.parametrize('content', [b'', b'not an image', 'half jpg', 'half png'])
 def test_damaged_images(tmp_path, content):
@@ -278,23 +278,23 @@ def test_damaged_images(tmp_path, content):
         whole = buffer.getvalue()
         content = whole[:len(whole)//2]
     (tmp_path/'x.img').write_bytes(content)
-    with pytest.raises(MimdetError, match='x.img cannot be read') as e: data.read_image(tmp_path/'x.img')
+    with pytest.raises(MimdetError, match='x.img cannot be read') as e: datasets.read_image(tmp_path/'x.img')
     assert '\n' not in str(e.value)
 
 def test_missing_image_and_a_folder(tmp_path):
-    with pytest.raises(MimdetError, match='x.png: no such image'): data.read_image(tmp_path/'x.png')
-    with pytest.raises(MimdetError, match='cannot be read'): data.read_image(tmp_path)
+    with pytest.raises(MimdetError, match='x.png: no such image'): datasets.read_image(tmp_path/'x.png')
+    with pytest.raises(MimdetError, match='cannot be read'): datasets.read_image(tmp_path)
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_damaged_image_stops_training_in_one_line(tmp_path, records, workers):
     (tmp_path/'images/3.png').write_bytes(b'x')
-    loader = data.train_loader(records, data.TrainMapper([]), 2, 0, stop=10, workers=workers)
+    loader = stream.train_loader(records, augment.TrainMapper([]), 2, 0, stop=10, workers=workers)
     with pytest.raises(MimdetError) as e: list(loader)
     assert '\n' not in str(e.value) and str(e.value).startswith(str(tmp_path/'images/3.png') + ' cannot be read')
 
 def test_an_image_of_another_size_than_annotated(tmp_path, records):
     Image.new('RGB', (10, 10)).save(tmp_path/'images/1.png')
-    with pytest.raises(MimdetError, match='1.png is 10x10, its annotations are of a picture of 64x48: take that one'): data.TrainMapper([])(records[0])
+    with pytest.raises(MimdetError, match='1.png is 10x10, its annotations are of a picture of 64x48: take that one'): augment.TrainMapper([])(records[0])
 
 # Mapping
 
@@ -302,7 +302,7 @@ CROP = dict(short_edges=(40, 50), size=(24, 40), prob=1)
 
 @pytest.mark.parametrize('options', [dict(), dict(short_edges=(32, 64)), dict(short_edges=(40,), crop=CROP), dict(crop=CROP, flip=False)], ids=str)
 def test_boxes_masks_and_images_stay_together(records, options):
-    mapper = data.TrainMapper(data.train_augmentation(**options))
+    mapper = augment.TrainMapper(augment.train_augmentation(**options))
     np.random.seed(0)
     for _ in range(20):
         for record in records:
@@ -323,8 +323,8 @@ def test_masks_follow_the_pixels(tmp_path):
     Image.fromarray(white).save(tmp_path/'images/1.png')
     coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[40, 30, 20, 15])
     write_json(tmp_path/'a.json', coco)
-    record = data.register(f'white {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
-    mapper = data.TrainMapper(data.train_augmentation(short_edges=(72, 96), crop=dict(short_edges=(96, 120), size=(70, 90), prob=0.7)))
+    record = datasets.register(f'white {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+    mapper = augment.TrainMapper(augment.train_augmentation(short_edges=(72, 96), crop=dict(short_edges=(96, 120), size=(70, 90), prob=0.7)))
     np.random.seed(0)
     for _ in range(30):
         sample = mapper(record)
@@ -336,7 +336,7 @@ def test_whole_number_polygons_are_not_rounded_down(records):
     record['annotations'] = [record['annotations'][0] | dict(segmentation=[[20, 5, 35, 5, 35, 25, 20, 25]])]
     floats = copy.deepcopy(record)
     floats['annotations'][0]['segmentation'] = [[float(v) for v in p] for p in record['annotations'][0]['segmentation']]
-    mapper = data.TrainMapper(data.train_augmentation(short_edges=(37,), flip=False))
+    mapper = augment.TrainMapper(augment.train_augmentation(short_edges=(37,), flip=False))
     assert torch.equal(mapper(record)['instances'].gt_masks.tensor, mapper(floats)['instances'].gt_masks.tensor)
 
 def test_crop_of_polygons_is_crop_of_masks():
@@ -344,19 +344,19 @@ def test_crop_of_polygons_is_crop_of_masks():
     for _ in range(50):
         polygon = rng.uniform(0, 60, 10)
         x, y = rng.integers(0, 30, 2)
-        crop = data._Crop(int(x), int(y), 30, 25)
+        crop = augment._Crop(int(x), int(y), 30, 25)
         shifted = crop.apply_polygons([polygon.reshape(-1, 2).copy()])[0].reshape(-1)
         raster = lambda p, h, w: mask_api.decode(mask_api.frPyObjects([list(p)], h, w))[..., 0]
         assert (raster(shifted, 25, 30) != raster(polygon, 60, 60)[y:y+25, x:x+30]).mean() < 0.02
 
 def test_records_are_not_changed_and_mapper_keeps_the_basics(records):
     before = pickle.dumps(records)
-    sample = data.TrainMapper(data.train_augmentation(crop=CROP))(records[0])
+    sample = augment.TrainMapper(augment.train_augmentation(crop=CROP))(records[0])
     assert pickle.dumps(records) == before
     assert {'file_name', 'height', 'width', 'image_id', 'image', 'instances'} == set(sample) and (sample['height'], sample['width']) == (48, 64)
 
 def test_empty_images_train(records):
-    sample = data.TrainMapper(data.train_augmentation(short_edges=(32,), crop=CROP))(records[6])
+    sample = augment.TrainMapper(augment.train_augmentation(short_edges=(32,), crop=CROP))(records[6])
     assert len(sample['instances']) == 0 and sample['instances'].gt_boxes.tensor.shape == (0, 4) and sample['instances'].gt_masks.tensor.shape[0] == 0
 
 def test_odd_modes_are_mapped(tmp_path, records):
@@ -366,29 +366,29 @@ def test_odd_modes_are_mapped(tmp_path, records):
     Image.new('L', (48, 64)).save(tmp_path/'images/1c.jpg', exif=exif)
     for name in ('1.jpg', '1b.png', '1c.jpg'):
         record = records[0] | dict(file_name=str(tmp_path/'images'/name))
-        assert data.TrainMapper([])(record)['image'].shape == (3, 48, 64) and data.TestMapper([])(record)['image'].shape == (3, 48, 64)
+        assert augment.TrainMapper([])(record)['image'].shape == (3, 48, 64) and augment.TestMapper([])(record)['image'].shape == (3, 48, 64)
 
 def test_the_papers_augmentation_gives_its_sizes():
     shorts, longs = set(), set()
-    augmentation = data.T.AugmentationList(data.train_augmentation(**data.PAPER_TRAIN))
+    augmentation = augment.T.AugmentationList(augment.train_augmentation(**augment.PAPER_TRAIN))
     np.random.seed(0)
     for shape in ((480, 640), (427, 640), (640, 360), (500, 1400)):
         for _ in range(60):
-            image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+            image = augment.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
             augmentation(image)
             shorts.add(min(image.image.shape[:2])); longs.add(max(image.image.shape[:2]))
     allowed = {480, 512, 544, 576, 608, 640, 736, 768, 800}
     assert allowed <= shorts and not {672, 704} & shorts and max(longs) <= 1333 # below 480 only where the long edge is at its limit
     for short_edge, max_size, shape, expected in ((800, 1333, (480, 640), (800, 1067)), (800, 1333, (300, 900), (444, 1333)), (None, 0, (30, 40), (30, 40))):
-        image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
-        data.T.AugmentationList(data.test_augmentation(short_edge, max_size))(image)
+        image = augment.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+        augment.T.AugmentationList(augment.test_augmentation(short_edge, max_size))(image)
         assert image.image.shape[:2] == expected
 
 @pytest.mark.parametrize('change', [dict(short_edges=(40,)), dict(short_edges=(64,), max_size=70), dict(crop=CROP), dict(flip=False)], ids=str)
 def test_each_augmentation_option_does_something(records, change):
     def images(options):
         np.random.seed(0)
-        return [data.TrainMapper(data.train_augmentation(**options))(records[0])['image'] for _ in range(10)]
+        return [augment.TrainMapper(augment.train_augmentation(**options))(records[0])['image'] for _ in range(10)]
     base = dict(short_edges=(64,)) if 'max_size' in change else {}
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(images(base), images(base | change)))
 
@@ -402,7 +402,7 @@ def tight(mask):
 
 @pytest.mark.parametrize('options', [SQUARE, SQUARE | dict(jitter=[0.1, 0.1]), SQUARE | dict(jitter=[2, 2]), dict(side=96), dict(side=40), dict(side=1)], ids=str)
 def test_squares_keep_boxes_masks_and_images_together(records, options):
-    mapper = data.TrainMapper(data.square_augmentation(**options))
+    mapper = augment.TrainMapper(augment.square_augmentation(**options))
     np.random.seed(0)
     for _ in range(20):
         for record in records:
@@ -422,11 +422,11 @@ def bright_objects(tmp_path, shape=(64, 48)):
     coco['annotations'][0] |= dict(segmentation=[[40, 5, width, 5, width, 25, 40, 25]], bbox=[40, 5, width - 40, 20])
     coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[4, 30, 30, height - 30])
     write_json(tmp_path/'a.json', coco)
-    return data.register(f'bright {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+    return datasets.register(f'bright {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
 
 @pytest.mark.parametrize('options', [dict(side=160, jitter=[0.5, 2.0], flip=True), dict(side=100), dict(side=200)], ids=str)
 def test_masks_follow_the_pixels_into_squares(tmp_path, options):
-    mapper, record = data.TrainMapper(data.square_augmentation(**options)), bright_objects(tmp_path)
+    mapper, record = augment.TrainMapper(augment.square_augmentation(**options)), bright_objects(tmp_path)
     np.random.seed(0)
     for _ in range(20):
         sample = mapper(record)
@@ -440,7 +440,7 @@ def test_nothing_lies_in_the_padding(tmp_path):
     record['annotations'][0] |= dict(segmentation=[[-1, -1, 65, -1, 65, 49, -1, 49]], bbox=[-1, -1, 66, 50])
     np.random.seed(0)
     for side in (64, 100, 150):
-        found = data.TrainMapper(data.square_augmentation(side))(record)['instances']
+        found = augment.TrainMapper(augment.square_augmentation(side))(record)['instances']
         height = int(side*48/64 + 0.5)
         assert found.gt_masks.tensor[0, :height].all() and not found.gt_masks.tensor[:, height:].any()
         assert found.gt_boxes.tensor[0].tolist() == [0, 0, side, height]
@@ -450,33 +450,33 @@ def test_polygons_and_run_lengths_come_out_alike(tmp_path):
     mask = np.zeros((48, 64), dtype=np.uint8); mask[5:25, 40:] = 1
     packed_up = copy.deepcopy(polygon)
     packed_up['annotations'][0]['segmentation'] = packed(mask)
-    mapper = data.TrainMapper(data.square_augmentation(160, [0.5, 2.0], flip=True))
+    mapper = augment.TrainMapper(augment.square_augmentation(160, [0.5, 2.0], flip=True))
     for seed in range(20):
-        with data.numpy_seed(seed): one = mapper(polygon)['instances']
-        with data.numpy_seed(seed): other = mapper(packed_up)['instances']
+        with stream.numpy_seed(seed): one = mapper(polygon)['instances']
+        with stream.numpy_seed(seed): other = mapper(packed_up)['instances']
         assert len(one) == len(other) and (one.gt_boxes.tensor - other.gt_boxes.tensor).abs().max() <= 1
         for (x0, y0, x1, y1), a, b in zip(one.gt_boxes.tensor, one.gt_masks.tensor, other.gt_masks.tensor): assert (a ^ b).sum() <= 2*(x1 - x0 + y1 - y0)
 
 def test_squares_of_images_without_objects_and_of_objects_that_vanish(records):
     for jitter in ([0.1, 0.1], [1, 2], []):
-        sample = data.TrainMapper(data.square_augmentation(64, jitter))(records[6])
+        sample = augment.TrainMapper(augment.square_augmentation(64, jitter))(records[6])
         assert len(sample['instances']) == 0 and sample['instances'].gt_masks.tensor.shape == (0, 64, 64) and sample['instances'].gt_boxes.tensor.shape == (0, 4)
     packed_only = records[0] | dict(annotations=records[0]['annotations'][1:]) # of a polygon a pixel always remains
-    vanished = data.TrainMapper(data.square_augmentation(8, [0.1, 0.1]))(packed_only)
+    vanished = augment.TrainMapper(augment.square_augmentation(8, [0.1, 0.1]))(packed_only)
     assert vanished['image'].shape == (3, 8, 8) and len(vanished['instances']) == 0 and vanished['instances'].gt_masks.tensor.shape == (0, 8, 8)
 
 @pytest.mark.parametrize('shape', [(3, 500), (500, 3), (1, 1)], ids=str)
 def test_thin_images_keep_a_pixel(shape):
-    image = data.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
-    data.T.AugmentationList(data.square_augmentation(64, [0.1, 0.1]))(image)
+    image = augment.T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+    augment.T.AugmentationList(augment.square_augmentation(64, [0.1, 0.1]))(image)
     assert image.image.shape == (64, 64, 3) and 0 < (image.image == 0).all(2).sum() < 64
 
 def test_jitter_scales_and_crops_over_its_whole_range():
     np.random.seed(0)
     sizes, first = [], set()
     for _ in range(300):
-        image = data.T.AugInput(np.arange(1, 101, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2))
-        data.T.AugmentationList(data.square_augmentation(200, [0.1, 2.0]))(image)
+        image = augment.T.AugInput(np.arange(1, 101, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2))
+        augment.T.AugmentationList(augment.square_augmentation(200, [0.1, 2.0]))(image)
         inside = (image.image[0] != 128).all(1).sum() if (image.image == 128).any() else 200
         sizes.append(int(inside)); first.add(int(image.image[0, 0, 0]))
     assert min(sizes) < 30 and max(sizes) == 200 and 0.35 < np.mean(np.array(sizes) < 200) < 0.6 # (1 - 0.1)/(2 - 0.1) of the images are smaller
@@ -484,24 +484,24 @@ def test_jitter_scales_and_crops_over_its_whole_range():
 
 def test_squares_need_no_shapely_and_are_a_function_of_the_seed(records, monkeypatch):
     monkeypatch.setitem(sys.modules, 'shapely', None)
-    mapper = data.TrainMapper(data.square_augmentation(**SQUARE))
+    mapper = augment.TrainMapper(augment.square_augmentation(**SQUARE))
     def draw(seed):
-        with data.numpy_seed(seed): sample = mapper(records[0])
+        with stream.numpy_seed(seed): sample = mapper(records[0])
         return sample['image'], sample['instances'].gt_boxes.tensor
     for seed in range(5): assert all(torch.equal(a, b) for a, b in zip(draw(seed), draw(seed)))
     assert not torch.equal(draw(0)[0], draw(1)[0])
-    assert trace(data.train_loader(**options(records, mapper=mapper, start=4, workers=1))) == trace(data.train_loader(**options(records, mapper=mapper)))[16:]
+    assert trace(stream.train_loader(**options(records, mapper=mapper, start=4, workers=1))) == trace(stream.train_loader(**options(records, mapper=mapper)))[16:]
 
 def test_square_evaluation(records):
-    sample = data.TestMapper(data.square_augmentation(100))(records[1]) # 48x64
+    sample = augment.TestMapper(augment.square_augmentation(100))(records[1]) # 48x64
     assert sample['image'].shape == (3, 100, 100) and (sample['height'], sample['width']) == (64, 48)
     assert (sample['image'][:, :, 75:] == 128).all() and not (sample['image'][:, :, :75] == 128).all(0).all(0).any()
 
 def test_squares_of_boxes_alone(tmp_path, toy):
     for a in toy['annotations']: del a['segmentation']
     write_json(tmp_path/'b.json', toy)
-    info = data.register(f'square boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
-    mapper = data.TrainMapper(data.square_augmentation(**SQUARE), masks=info.masks)
+    info = datasets.register(f'square boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    mapper = augment.TrainMapper(augment.square_augmentation(**SQUARE), masks=info.masks)
     np.random.seed(0)
     for _ in range(20):
         found = mapper(info.records[0])['instances']
@@ -509,7 +509,7 @@ def test_squares_of_boxes_alone(tmp_path, toy):
 
 @pytest.mark.parametrize('options, complaint', [(dict(side=0), 'side=0'), (dict(side=9, jitter=[1]), r'jitter=\[1\]'), (dict(side=9, jitter=[0, 1]), 'jitter'), (dict(side=9, jitter=[2, 1]), 'jitter'), (dict(side=9, jitter=['a', 1]), 'jitter')], ids=str)
 def test_bad_squares(options, complaint):
-    with pytest.raises(MimdetError, match=complaint) as e: data.square_augmentation(**options)
+    with pytest.raises(MimdetError, match=complaint) as e: augment.square_augmentation(**options)
     assert '\n' not in str(e.value)
 
 # From a configuration
@@ -517,8 +517,8 @@ def test_bad_squares(options, complaint):
 SECTION = dict(short_edges=[48, 64], crop=False, flip=True, test_short_edge=32, max_size=100, square=0, jitter=[])
 
 def both(section, records, seed=0):
-    with data.numpy_seed(seed):
-        train, test = data.TrainMapper(data.train_augmentation_of(section)), data.TestMapper(data.test_augmentation_of(section))
+    with stream.numpy_seed(seed):
+        train, test = augment.TrainMapper(augment.train_augmentation_of(section)), augment.TestMapper(augment.test_augmentation_of(section))
         return [train(records[0])['image'] for _ in range(8)] + [test(records[0])['image']]
 
 def same(some, others): return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(some, others, strict=True))
@@ -538,84 +538,84 @@ def test_the_data_section_may_be_omegaconf_or_without_the_newer_keys(records):
 def test_without_a_square_all_is_as_before(records):
     section = SECTION | dict(crop=True)
     for seed in range(5):
-        with data.numpy_seed(seed):
-            mapper = data.TrainMapper(data.train_augmentation([48, 64], 100, data.PAPER_CROP))
-            before = [mapper(records[0])['image'] for _ in range(8)] + [data.TestMapper(data.test_augmentation(32, 100))(records[0])['image']]
+        with stream.numpy_seed(seed):
+            mapper = augment.TrainMapper(augment.train_augmentation([48, 64], 100, augment.PAPER_CROP))
+            before = [mapper(records[0])['image'] for _ in range(8)] + [augment.TestMapper(augment.test_augmentation(32, 100))(records[0])['image']]
         assert same(before, both(section, records, seed))
 
 def test_jitter_without_a_square_is_refused():
-    with pytest.raises(MimdetError, match='needs a square.*data.square.*data.jitter='): data.train_augmentation_of(SECTION | dict(jitter=[0.1, 2.0]))
+    with pytest.raises(MimdetError, match='needs a square.*data.square.*data.jitter='): augment.train_augmentation_of(SECTION | dict(jitter=[0.1, 2.0]))
 
 # The stream
 
 def trace(loader): return [(s['draw'], s['image_id'], s['image'].sum().item(), s['image'].shape, s['instances'].gt_boxes.tensor.sum().item()) for batch in loader for s in batch]
 
 def options(records, **more):
-    return dict(records=records, mapper=data.TrainMapper(data.train_augmentation(short_edges=(32, 48), crop=dict(CROP, prob=0.5))), batch=4, seed=0, stop=9) | more
+    return dict(records=records, mapper=augment.TrainMapper(augment.train_augmentation(short_edges=(32, 48), crop=dict(CROP, prob=0.5))), batch=4, seed=0, stop=9) | more
 
 @pytest.mark.parametrize('workers', [1, 2, 3])
 def test_the_stream_is_the_same_for_any_number_of_workers(records, workers):
     np.random.seed(workers)
-    assert trace(data.train_loader(**options(records, workers=workers))) == trace(data.train_loader(**options(records)))
+    assert trace(stream.train_loader(**options(records, workers=workers))) == trace(stream.train_loader(**options(records)))
 
 @pytest.mark.parametrize('start', [0, 1, 4, 8, 9])
 def test_the_stream_is_the_same_after_a_restart(records, start):
-    assert trace(data.train_loader(**options(records, start=start, workers=start % 3))) == trace(data.train_loader(**options(records)))[4*start:]
+    assert trace(stream.train_loader(**options(records, start=start, workers=start % 3))) == trace(stream.train_loader(**options(records)))[4*start:]
 
 @pytest.mark.parametrize('world', [1, 2, 4])
 def test_the_shares_of_all_processes_are_the_whole(records, world):
-    whole = [trace([batch]) for batch in data.train_loader(**options(records))]
-    shares = [[trace([batch]) for batch in data.train_loader(**options(records, rank=rank, world=world))] for rank in range(world)]
+    whole = [trace([batch]) for batch in stream.train_loader(**options(records))]
+    shares = [[trace([batch]) for batch in stream.train_loader(**options(records, rank=rank, world=world))] for rank in range(world)]
     for batch, *parts in zip(whole, *shares):
         assert sum(parts, []) == batch and all(len(part) == 4//world for part in parts)
 
 @pytest.mark.parametrize('world, accumulate', [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)])
 @pytest.mark.parametrize('start', [0, 3])
 def test_the_parts_of_all_processes_are_the_whole(records, world, accumulate, start):
-    whole = [trace([batch]) for batch in data.train_loader(**options(records, start=start))]
-    parts = [[trace([part]) for part in data.train_loader(**options(records, start=start, rank=rank, world=world, accumulate=accumulate, workers=rank % 2))] for rank in range(world)]
+    whole = [trace([batch]) for batch in stream.train_loader(**options(records, start=start))]
+    parts = [[trace([part]) for part in stream.train_loader(**options(records, start=start, rank=rank, world=world, accumulate=accumulate, workers=rank % 2))] for rank in range(world)]
     assert all(len(mine) == accumulate*(9 - start) for mine in parts)
-    assert len(data.train_loader(**options(records, start=start, world=world, accumulate=accumulate))) == accumulate*(9 - start)
+    assert len(stream.train_loader(**options(records, start=start, world=world, accumulate=accumulate))) == accumulate*(9 - start)
     for step, batch in enumerate(whole):
         shares = [parts[rank][step*accumulate + j] for j in range(accumulate) for rank in range(world)] # share j*world + rank
         assert sum(shares, []) == batch and all(len(share) == 4//(world*accumulate) for share in shares)
 
 def test_another_seed_gives_another_stream_and_draws_count_on(records):
-    one, other = (trace(data.train_loader(**options(records, seed=seed))) for seed in (0, 1))
+    one, other = (trace(stream.train_loader(**options(records, seed=seed))) for seed in (0, 1))
     assert [s[0] for s in one] == list(range(36)) and one != other
 
 def test_numpys_global_generator_is_left_alone(records):
-    stream = data.TrainingStream(records, data.TrainMapper(data.train_augmentation()), 4, 0)
+    samples = stream.TrainingStream(records, augment.TrainMapper(augment.train_augmentation()), 4, 0)
     np.random.seed(3); expected = np.random.rand()
-    np.random.seed(3); stream[7]
+    np.random.seed(3); samples[7]
     assert np.random.rand() == expected
 
 @pytest.mark.parametrize('wide, tall, batch', [(7, 0, 3), (0, 5, 8), (6, 4, 4), (30, 11, 8), (1, 1, 2), (1, 0, 16), (3, 2, 64), (100, 1, 8)])
 def test_batches_hold_one_shape_and_every_image_comes_equally_often(wide, tall, batch):
-    order = data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)
+    order = stream.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)
     images, epochs = wide + tall, 2*batch
-    stream = np.array([order(k) for k in range(images*epochs)])
-    batches = stream.reshape(-1, batch)
+    drawn = np.array([order(k) for k in range(images*epochs)])
+    batches = drawn.reshape(-1, batch)
     assert ((batches < wide).all(1) | (batches >= wide).all(1)).all()
-    assert set(Counter(stream.tolist()).values()) == {epochs} and len(Counter(stream.tolist())) == images
-    for k in (0, 1, batch, images, images*epochs - 1, 10**7): assert order(k) == data.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)(k)
+    assert set(Counter(drawn.tolist()).values()) == {epochs} and len(Counter(drawn.tolist())) == images
+    for k in (0, 1, batch, images, images*epochs - 1, 10**7): assert order(k) == stream.BatchOrder([np.arange(wide), np.arange(wide, wide + tall)], batch, seed=5)(k)
 
 def test_landscape_and_portrait_do_not_mix(records):
-    for batch in data.train_loader(**options(records, batch=2, stop=20)):
+    for batch in stream.train_loader(**options(records, batch=2, stop=20)):
         assert len({s['width'] > s['height'] for s in batch}) == 1
 
 def test_the_stream_can_be_sent_to_another_process(records):
-    stream = data.TrainingStream(records, data.TrainMapper(data.train_augmentation(crop=CROP)), 4, 0)
-    stream[3]
-    assert torch.equal(pickle.loads(pickle.dumps(stream))[5]['image'], stream[5]['image'])
+    samples = stream.TrainingStream(records, augment.TrainMapper(augment.train_augmentation(crop=CROP)), 4, 0)
+    samples[3]
+    assert torch.equal(pickle.loads(pickle.dumps(samples))[5]['image'], samples[5]['image'])
 
 @pytest.mark.parametrize('change, complaint', [(dict(batch=3, world=2), 'multiple of the 2 processes'), (dict(batch=0), 'batch=0'), (dict(batch=6, world=2, accumulate=2), 'batch=6 must be a multiple of the 2 processes x 2 parts'), (dict(accumulate=0), 'accumulate=0'), (dict(records=[]), 'no images')])
 def test_bad_loader_options(records, change, complaint):
-    with pytest.raises(MimdetError, match=complaint): data.train_loader(**options(records) | change)
+    with pytest.raises(MimdetError, match=complaint): stream.train_loader(**options(records) | change)
 
 @pytest.mark.parametrize('world, batch, workers', [(1, 1, 0), (1, 3, 2), (3, 1, 0), (10, 2, 0)])
 def test_evaluation_sees_every_image_once(records, world, batch, workers):
-    seen = [[s['image_id'] for b in data.test_loader(records, data.TestMapper(data.test_augmentation(32)), batch, rank, world, workers) for s in b] for rank in range(world)]
+    seen = [[s['image_id'] for b in stream.test_loader(records, augment.TestMapper(augment.test_augmentation(32)), batch, rank, world, workers) for s in b] for rank in range(world)]
     assert sorted(sum(seen, [])) == [10, 20, 30, 40, 50, 60, 70]
 
 # Real photographs
@@ -623,35 +623,35 @@ def test_evaluation_sees_every_image_once(records, world, batch, workers):
 def test_coco_sample():
     sample = project_root(__file__).parent/'shared/coco_sample'
     if not sample.is_dir(): pytest.skip(f'skipped: the six photographs of COCO are not at {sample}')
-    info = data.register('coco_sample', *data.parse_dataset(f'{sample}/instances.json:{sample}/val2017'), decode=True)
+    info = datasets.register('coco_sample', *datasets.parse_dataset(f'{sample}/instances.json:{sample}/val2017'), decode=True)
     assert len(info.classes) == 80 and info.category_ids[-1] == 90 and info.masks
     crowds = [sum(a['iscrowd'] for a in r['annotations']) for r in info.records]
     assert len(crowds) == 6 and sum(crowds) == 1
-    mapper = data.TrainMapper(data.train_augmentation(**data.PAPER_TRAIN))
+    mapper = augment.TrainMapper(augment.train_augmentation(**augment.PAPER_TRAIN))
     for record, crowd in zip(info.records, crowds):
-        plain = data.TrainMapper([])(record)
+        plain = augment.TrainMapper([])(record)
         assert len(plain['instances']) == len(record['annotations']) - crowd
-        with data.numpy_seed(0): sample = mapper(record)
+        with stream.numpy_seed(0): sample = mapper(record)
         assert max(sample['image'].shape) <= 1333 and sample['instances'].gt_masks.tensor.flatten(1).any(1).all()
 
 # Processes
 
 @pytest.mark.parametrize('free, workers', [(10**9, 2), (2*10**6, 1), (10**6, 0)])
 def test_a_small_shared_memory_is_seen_beforehand(monkeypatch, caplog, free, workers):
-    monkeypatch.setattr(data, 'usable_cores', lambda: 2)
-    monkeypatch.setattr(data.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(data.os.path, 'isdir', lambda _: True)
-    assert data.workers_that_fit(8, 2, 128*128) == workers and data.workers_that_fit(0, 2, 128*128) == 0
+    monkeypatch.setattr(stream, 'usable_cores', lambda: 2)
+    monkeypatch.setattr(stream.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(stream.os.path, 'isdir', lambda _: True)
+    assert stream.workers_that_fit(8, 2, 128*128) == workers and stream.workers_that_fit(0, 2, 128*128) == 0
     assert (f'{workers or "none"} will load images' in caplog.text) == (workers < 2)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
-    assert data.workers_that_fit(8, 2, 128*128) == min(workers, 1)*(free > 2*10**6), 'two processes share cores and memory'
+    assert stream.workers_that_fit(8, 2, 128*128) == min(workers, 1)*(free > 2*10**6), 'two processes share cores and memory'
 
 class Dies(torch.utils.data.Dataset):
     def __len__(self): return 4
     def __getitem__(self, k): os.kill(os.getpid(), 9)
 
 def test_a_worker_that_dies_ends_the_run_in_one_line():
-    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'): list(data.Loader(Dies(), num_workers=1))
+    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'): list(stream.Loader(Dies(), num_workers=1))
 
 @pytest.mark.parametrize('told, line', [
     ('unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)', '/dev/shm, .* is full'),
@@ -661,7 +661,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line():
 def test_a_batch_that_cannot_be_handed_over_ends_the_run_in_one_line(monkeypatch, records, told, line):
     def share_memory_(self): raise RuntimeError(told)
     monkeypatch.setattr(torch.Tensor, 'share_memory_', share_memory_)
-    with pytest.raises(MimdetError, match=f'^{line}.*: data.workers=0 loads'): trace(data.train_loader(**options(records, workers=1)))
+    with pytest.raises(MimdetError, match=f'^{line}.*: data.workers=0 loads'): trace(stream.train_loader(**options(records, workers=1)))
 
 class Pids(torch.utils.data.Dataset):
     def __len__(self): return 9
@@ -669,8 +669,8 @@ class Pids(torch.utils.data.Dataset):
 
 def test_a_worker_that_dies_while_the_network_computes_is_told_in_one_line():
     "torch raises it in the main process wherever that is."
-    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'), data.loader_errors():
-        batches = iter(data.Loader(Pids(), batch_size=1, num_workers=1))
+    with pytest.raises(MimdetError, match='a process that loads images died .*data.workers=0'), stream.loader_errors():
+        batches = iter(stream.Loader(Pids(), batch_size=1, num_workers=1))
         os.kill(next(batches)[0], 9)
         time.sleep(20)
 
@@ -678,18 +678,18 @@ class Mistaken(Dies):
     def __getitem__(self, k): return [][k]
 
 def test_a_mistake_in_a_worker_keeps_its_traceback():
-    with pytest.raises(IndexError, match='Original Traceback'): list(data.Loader(Mistaken(), num_workers=1))
+    with pytest.raises(IndexError, match='Original Traceback'): list(stream.Loader(Mistaken(), num_workers=1))
 
 class Hangs(Dies):
     def __getitem__(self, k): time.sleep(60)
 
 def test_a_worker_that_is_stuck_ends_the_run_in_one_line(monkeypatch):
-    monkeypatch.setattr(data, 'PATIENCE', 1)
-    with pytest.raises(MimdetError, match='no images came for 1 seconds.*data.workers=0'): list(data.Loader(Hangs(), num_workers=1))
+    monkeypatch.setattr(stream, 'PATIENCE', 1)
+    with pytest.raises(MimdetError, match='no images came for 1 seconds.*data.workers=0'): list(stream.Loader(Hangs(), num_workers=1))
 
 # Names
 
 def test_a_path_with_colons_is_tried_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'my data:v2').mkdir(); (tmp_path/'a:b.json').touch()
-    assert data.parse_dataset('a:b.json:my data:v2') == (Path('a:b.json'), Path('my data:v2'))
+    assert datasets.parse_dataset('a:b.json:my data:v2') == (Path('a:b.json'), Path('my data:v2'))

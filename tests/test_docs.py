@@ -3,10 +3,10 @@ import functools, http.server, importlib, re, subprocess, sys, threading
 import nbformat, pytest
 from browser import CHROMIUM, browser
 from conftest import ROOT
-from mimdet.core import read_record
-from mimdet.results import digest, read_digest
+from mimdet.study.records import read_record
+from mimdet.study.pages import digest, read_digest
 
-PAGES = {'start': 'index.html', 'method': 'method.html', 'reference': 'sampler.html', 'study': 'study/quick.html', 'tutorial': 'tutorials/own_data.html'}
+PAGES = {'start': 'index.html', 'method': 'method/index.html', 'reference': 'method/sampler.html', 'study': 'results/quick.html', 'tutorial': 'tutorials/own_data.html'}
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
@@ -36,7 +36,7 @@ def test_start_page_shows_the_committed_tables(site):
             assert ' '.join(cell.strip() for cell in row.strip('| ').split('|')) in shown
 
 def test_every_figure_of_the_study_names_its_records(site):
-    shown = (site/'study'/'quick.html').read_text()
+    shown = (site/'results'/'quick.html').read_text()
     figures = sorted((ROOT/'figures'/'quick').glob('*.png'))
     assert figures
     for figure in figures:
@@ -46,19 +46,19 @@ def test_every_figure_of_the_study_names_its_records(site):
     for record in (ROOT/'results'/'runs'/'quick').glob('*.json'): assert f'id="record-{record.stem}"' in shown
 
 def test_reference_has_signature_docstring_and_source(site):
-    shown = (site/'sampler.html').read_text()
+    shown = (site/'method'/'sampler.html').read_text()
     assert 'id="keep_count"' in shown and 'keep_count(n: int, ratio: float) -&gt; int' in re.sub(r'</?span[^>]*>', '', shown)
     line = next(i for i, line in enumerate((ROOT/'mimdet'/'sampler.py').read_text().splitlines(), 1) if line.startswith('def keep_count'))
     assert f'/mimdet/sampler.py#L{line}"' in shown
 
-def test_formulas_need_no_script(site): assert '<math' in (site/'stem.html').read_text() and 'katex' not in (site/'stem.html').read_text()
+def test_formulas_need_no_script(site): assert '<math' in (site/'method'/'stem.html').read_text() and 'katex' not in (site/'method'/'stem.html').read_text()
 
 def test_names_and_links_of_the_prose(tool):
     docs = tool('docs')
-    assert docs.relinked('`keep_tokens` and `keep_tokens()`', 'tutorials') == '[`keep_tokens`](../sampler.ipynb#keep_tokens) and [`keep_tokens()`](../sampler.ipynb#keep_tokens)'
-    assert docs.relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](sampler.ipynb)'
-    assert docs.relinked('[sampler](../02_sampler.ipynb#which)', 'tutorials') == '[sampler](../sampler.ipynb#which)'
-    assert docs.relinked('[table](../figures/quick/table_cost.md)', '') == '[table](study/quick.md#table_cost)'
+    assert docs.relinked('`keep_tokens` and `keep_tokens()`', 'tutorials') == '[`keep_tokens`](../method/sampler.ipynb#keep_tokens) and [`keep_tokens()`](../method/sampler.ipynb#keep_tokens)'
+    assert docs.relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](method/sampler.ipynb)'
+    assert docs.relinked('[sampler](../method/02_sampler.ipynb#which)', 'tutorials') == '[sampler](../method/sampler.ipynb#which)'
+    assert docs.relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick.md#table_cost)'
     assert docs.relinked('[licence](../LICENSE)', '') == f'[licence]({docs.GIT}/LICENSE)'
     for same in ('```\n`keep_tokens`\n```', '[`keep_tokens`](https://example.org)', '`no_such_name`', '[a](#b)'): assert docs.relinked(same, '') == same
 
@@ -138,7 +138,7 @@ SEARCH = """(async () => {
 
 @in_browser
 @pytest.mark.parametrize('how', ['disk', 'served'])
-@pytest.mark.parametrize('query, page', [('sample ratio', '/sampler.html'), ('keep_count', '/sampler.html#keep_count')])
+@pytest.mark.parametrize('query, page', [('sample ratio', '/method/sampler.html'), ('keep_count', '/method/sampler.html#keep_count')])
 def test_search(tab, addresses, how, query, page):
     assert tab.open(f'{addresses[how]}/tutorials/own_data.html', 1280, 900, 'light') == []
     assert any(page in found for found in tab.evaluate(SEARCH % query)) and tab.problems == []

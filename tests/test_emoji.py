@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_api
-import mimdet.emoji as emoji
-from mimdet.commands import mimdet_data
-from mimdet.core import MimdetError, read_json
-from mimdet.emoji import CATEGORIES, EmojiConfig, annotate, make_dataset, make_scene
+import mimdet.data.emoji as emoji
+from mimdet.training.commands import mimdet_data
+from mimdet.base.core import MimdetError, read_json
+from mimdet.data.emoji import CATEGORIES, EmojiConfig, annotate, make_dataset, make_scene
 
 SMALL = EmojiConfig(categories=66, size=96, max_object=48)
 
@@ -68,7 +68,7 @@ def test_annotations_follow_coco(made):
     assert all(a['iscrowd'] == 0 and isinstance(a['segmentation']['counts'], str) for a in coco['annotations'])
 
 def test_names_and_ids_are_cocos_own():
-    import mimdet.compat
+    import mimdet.base.compat
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
     theirs = {c['name']: c['id'] for c in COCO_CATEGORIES if c['isthing']}
     assert {c.name: c.id for c in CATEGORIES.values()}.items() <= theirs.items()
@@ -200,5 +200,5 @@ def test_contact_sheet_draws_polygons_and_both_kinds_of_run_lengths():
         assert (emoji.annotation_mask(segmentation, 6, 8) == mask).all()
 
 def test_starting_does_not_need_torch():
-    code = 'import sys, mimdet.emoji; sys.exit("torch" in sys.modules)'
+    code = 'import sys, mimdet.data.emoji; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -5,12 +5,14 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from pycocotools import mask as rle
-from mimdet import data
-from mimdet.core import MimdetError
+from mimdet.data import augment, datasets, stream
+from mimdet.base.core import MimdetError
 from mimdet.detector import build, predict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json # after a module of mimdet, which mends detectron2
 from detectron2.structures import Boxes, Instances
-from mimdet.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate, predict_pictures, sampling
+from mimdet.measure.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate
+from mimdet.measure.predict import predict_pictures
+from mimdet.measure.probes import sampling
 from mimdet.recipes import config
 
 CFG = config('mimdet_tiny_v1_sr0.5_3x', classes=3)
@@ -168,9 +170,9 @@ def mixed(emoji, tmp_path_factory):
         Image.open(f'{emoji["train"]["images"]}/{image["file_name"]}').resize((width, height)).save(folder/image['file_name'])
         image.update(height=height, width=width)
     (folder/'coco.json').write_text(json.dumps(coco))
-    return data.register('mixed', folder/'coco.json', folder, objects=False)
+    return datasets.register('mixed', folder/'coco.json', folder, objects=False)
 
-def loader_of(info, batch): return data.test_loader(info.records, data.TestMapper(data.test_augmentation(96, 160)), batch, multiple=16)
+def loader_of(info, batch): return stream.test_loader(info.records, augment.TestMapper(augment.test_augmentation(96, 160)), batch, multiple=16)
 
 def test_batches_of_one_size(mixed):
     batches = list(loader_of(mixed, 4))
@@ -209,7 +211,7 @@ def test_a_batch_changes_nothing(ratio, model, mixed):
 
 def test_evaluate(model, emoji):
     "The same row by either evaluator, but for its name and the time."
-    info = data.register('evaluators', emoji['val']['json'], emoji['val']['images'])
+    info = datasets.register('evaluators', emoji['val']['json'], emoji['val']['images'])
     rows = [evaluate(model, info, CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
     assert [row.pop('evaluator') for row in rows] == list(EVALUATORS)
     for row in rows: del row['seconds']
@@ -223,7 +225,7 @@ def pictures(emoji): return sorted(Path(emoji['train']['images']).glob('*'))[:3]
 def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
     found, lines = [], []
     for path in pictures:
-        instances = predict(model, data.read_image(path), data.test_augmentation_of(CFG.data), path.name)
+        instances = predict(model, datasets.read_image(path), augment.test_augmentation_of(CFG.data), path.name)
         entries = instances_to_coco_json(instances[instances.scores >= .3], path.name)
         names = [CFG.data.classes[e['category_id']] for e in entries]
         for entry, name in zip(entries, names):
@@ -246,12 +248,12 @@ def test_background_keeps_the_order():
     def late(k):
         time.sleep(.01*(k % 3))
         return k
-    assert list(data.in_background(late, range(20), workers=3, depth=5)) == list(range(20))
-    assert list(data.in_background(late, [])) == []
+    assert list(stream.in_background(late, range(20), workers=3, depth=5)) == list(range(20))
+    assert list(stream.in_background(late, [])) == []
 
 def test_background_is_bounded():
     "What the caller has not taken, or is not next in line, has not been drawn."
-    drawn, results = [], data.in_background(str, (drawn.append(k) or k for k in range(9)), depth=3)
+    drawn, results = [], stream.in_background(str, (drawn.append(k) or k for k in range(9)), depth=3)
     for k in range(5):
         assert next(results) == str(k) and len(drawn) == k + 4
 
@@ -266,13 +268,13 @@ def test_background_raises_at_its_turn(fails):
         return k
     threads, seen = threading.active_count(), []
     with pytest.raises(MimdetError, match='^no more$'):
-        for result in data.in_background(function, items()): seen.append(result)
+        for result in stream.in_background(function, items()): seen.append(result)
     assert seen == [0, 1, 2][:3 if fails == 'function' else 1]
     assert threading.active_count() == threads
 
 def test_background_stops_with_its_caller():
     threads, begun = threading.active_count(), []
-    for _ in data.in_background(begun.append, range(99)): break
+    for _ in stream.in_background(begun.append, range(99)): break
     assert len(begun) <= 3 and threading.active_count() == threads
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -280,7 +282,7 @@ def test_a_picture_that_cannot_be_read(workers, mixed, tmp_path):
     (tmp_path/'broken.jpg').write_bytes(b'none')
     records = mixed.records[:2] + [dict(mixed.records[2], file_name=str(tmp_path/'broken.jpg'))]
     with pytest.raises(MimdetError, match=r'^\S*broken.jpg cannot be read as an image'):
-        list(data.test_loader(records, data.TestMapper(data.test_augmentation(96)), workers=workers))
+        list(stream.test_loader(records, augment.TestMapper(augment.test_augmentation(96)), workers=workers))
 
 def test_evaluation_draws_no_random_numbers(mixed):
     "Training goes on after it as if it had not been."

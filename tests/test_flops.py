@@ -2,9 +2,10 @@
 import subprocess, sys
 from dataclasses import replace
 import pytest
-from mimdet import flops as module
-from mimdet.core import MimdetError
-from mimdet.flops import PARTS, agreement, blocks, flops, known, level_sizes
+from mimdet.measure import flops as module
+from mimdet.base.core import MimdetError
+from mimdet.measure.flops import PARTS, blocks, flops, known, level_sizes
+from mimdet.training.cost import agreement
 from mimdet.recipes import BACKBONES, names, parameter_count, recipe
 
 TINY, TINY2, BASELINE, BASE = 'mimdet_tiny_v1_sr0.5_3x', 'mimdet_tiny_v2_sr0.5_3x', 'benchmarking_tiny_25ep', 'mimdet_base_v1_sr0.5_3x'
@@ -68,7 +69,7 @@ def test_mistakes():
     assert '\n' not in str(e.value)
 
 def test_no_torch_for_the_formula():
-    code = 'import sys; from mimdet.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., 800, 1333); sys.exit(", ".join({"torch", "timm", "detectron2", "fvcore"} & set(sys.modules)) or 0)'
+    code = 'import sys; from mimdet.measure.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., 800, 1333); sys.exit(", ".join({"torch", "timm", "detectron2", "fvcore"} & set(sys.modules)) or 0)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).returncode == 0
 
 # --- beside fvcore ---

@@ -2,16 +2,16 @@
 import contextlib, copy, io, json, os, struct
 import numpy as np
 import pytest, torch
-import mimdet.data as data # as a module: pytest takes names that begin with Test for tests
+from mimdet.data import augment, datasets # as modules: pytest takes names that begin with Test for tests
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import save_file
-from mimdet.coco import check_objects, contents, read_coco, repaired
-from mimdet.core import MimdetError, write_json
-from mimdet.images import read_image
-from mimdet.pretrained import read_weights
+from mimdet.data.coco import check_objects, contents, read_coco, repaired
+from mimdet.base.core import MimdetError, write_json
+from mimdet.data.images import read_image
+from mimdet.weights.files import read_weights
 from test_data import make
 
 def fuzz(examples):
@@ -78,10 +78,10 @@ def damaged_annotations(draw, good):
 def used(reading, folder):
     "Use annotations as training and evaluation do: detectron2's mapper, and pycocotools with a perfect result."
     numbers = {c['id']: n for n, c in enumerate(sorted(reading.coco['categories'], key=lambda c: c['id']))}
-    for record in data.records_of(reading.coco, folder, reading.masks, numbers):
+    for record in datasets.records_of(reading.coco, folder, reading.masks, numbers):
         with one_line(): # a picture may not fit
-            data.TrainMapper(data.train_augmentation(short_edges=(24,)), reading.masks)(record)
-            data.TestMapper(data.test_augmentation(24, 64))(record)
+            augment.TrainMapper(augment.train_augmentation(short_edges=(24,)), reading.masks)(record)
+            augment.TestMapper(augment.test_augmentation(24, 64))(record)
     try: check_objects(reading)
     except MimdetError: return
     with contextlib.redirect_stdout(io.StringIO()):

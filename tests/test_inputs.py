@@ -5,12 +5,13 @@ import pytest, torch
 from PIL import Image, features
 from conftest import SHORT, run_command
 from inputs import CASES, noise, write
-from mimdet import images
-from mimdet.coco import read_coco
-from mimdet.commands import mimdet_data, mimdet_predict, mimdet_train
+from mimdet.base import look
+from mimdet.data import images
+from mimdet.data.coco import read_coco
+from mimdet.training.commands import mimdet_data, mimdet_predict, mimdet_train
 from mimdet.detector import draw
-from mimdet.emoji import annotation_mask
-from mimdet.evaluate import average_precision
+from mimdet.data.emoji import annotation_mask
+from mimdet.measure.evaluate import average_precision
 from detectron2.structures import Boxes, Instances # after a module of mimdet, which mends detectron2
 from test_commands import complaint
 from test_data import packed
@@ -130,7 +131,7 @@ def test_an_evaluator_changes_nothing(tmp_path):
 def test_names_are_drawn_in_all_fonts_that_are_needed(monkeypatch):
     "matplotlib asks fonts that are named, one after the other; for 'sans-serif' it asks one."
     characters = {'DejaVu Sans': {*range(128)}, 'DejaVu Serif': {ord('\u732b')}, 'Unifont': {ord('\u0e01')}}
-    monkeypatch.setattr(images, '_characters', lambda: {name: (name, known) for name, known in characters.items()})
+    monkeypatch.setattr(look, '_characters', lambda: {name: (name, known) for name, known in characters.items()})
     chosen = []
     note = lambda text, families: chosen.append((text.get_text(), families))
     monkeypatch.setattr('matplotlib.text.Text.set_fontfamily', note)

@@ -5,8 +5,10 @@ import pytest, torch
 from conftest import spec
 from omegaconf import OmegaConf
 from detectron2.utils.events import EventStorage
-import mimdet.evaluate, mimdet.train
-from mimdet.data import TrainMapper, register, train_augmentation_of
+from mimdet.measure import evaluate
+from mimdet.training import engine, train
+from mimdet.data.augment import TrainMapper, train_augmentation_of
+from mimdet.data.datasets import register
 from mimdet.detector import build, evaluating
 from mimdet.recipes import RECIPES, config, leaves, override, recipe
 
@@ -110,11 +112,11 @@ def training(cfg, folder, monkeypatch):
     def watch(module, name, what):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *arguments, **options: seen.append(what(*arguments, **options)) or real(*arguments, **options))
-    watch(mimdet.train, 'train_loader', lambda *_, workers, **__: workers)
-    watch(mimdet.engine, 'save_weights', lambda content, path: path.name)
-    watch(mimdet.evaluate, 'average_precisions', lambda json, found, *_: [f['bbox'] for f in found])
+    watch(train, 'train_loader', lambda *_, workers, **__: workers)
+    watch(engine, 'save_weights', lambda content, path: path.name)
+    watch(evaluate, 'average_precisions', lambda json, found, *_: [f['bbox'] for f in found])
     cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
-    result = mimdet.train.train(cfg)
+    result = train.train(cfg)
     monkeypatch.undo()
     log = [{k: v for k, v in json.loads(line).items() if 'time' not in k} for line in Path(cfg.train.output_dir, 'metrics.jsonl').read_text().splitlines()]
     return result['weights'], str(Path(cfg.train.output_dir).relative_to(folder)), log, seen
@@ -122,8 +124,8 @@ def training(cfg, folder, monkeypatch):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, emoji):
     "Weights to start from: an autoencoder and a detector."
-    from mimdet.pretrain import autoencoder, stem_names
-    from mimdet.pretrained import save_weights
+    from mimdet.training.pretrain import autoencoder, stem_names
+    from mimdet.weights.files import save_weights
     from mimdet.stem import ConvStem
     from mimdet.vit import mae_names
     folder = tmp_path_factory.mktemp('weights')

@@ -3,9 +3,9 @@ import json, os, re, signal, socket, subprocess, time
 from pathlib import Path
 import psutil, pytest, torch
 from conftest import logged, program, run_command, spec
-from mimdet.commands import mimdet_train
-from mimdet.core import read_json
-from mimdet.emoji import EmojiConfig, make_dataset
+from mimdet.training.commands import mimdet_train
+from mimdet.base.core import read_json
+from mimdet.data.emoji import EmojiConfig, make_dataset
 
 STEPS = 2
 COMMON = [f'schedule.iterations={STEPS}', 'schedule.warmup=0', 'train.log_period=1', 'train.eval_period=0', 'data.workers=0', 'data.batch=4',

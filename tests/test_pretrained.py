@@ -6,12 +6,14 @@ import argparse, contextlib, re
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from mimdet import pretrained
-from mimdet.commands import mimdet_convert
-from mimdet.convert import metadata
-from mimdet.core import MimdetError, sha256
+from mimdet.weights import names
+from mimdet.training.commands import mimdet_convert
+from mimdet.weights.files import metadata
+from mimdet.base.core import MimdetError, sha256
 from mimdet.detector import build
-from mimdet.pretrained import describe, load_detector, load_mae, mean_share, published_names, read_weights, save_weights, to_transformers
+from mimdet.weights.names import describe, mean_share, published_names, to_transformers
+from mimdet.weights.load import load_detector, load_mae
+from mimdet.weights.files import read_weights, save_weights
 from mimdet.recipes import RECIPES, SIZES, config
 
 # --- published files, by rule: name -> shape ---
@@ -101,8 +103,8 @@ def narrow_model(design, pixels=224, classes=80):
 def meta_file(monkeypatch):
     "Makes the readers take weights without values for the content of a file."
     def put(weights):
-        monkeypatch.setattr(pretrained, 'read_wrapped', lambda path: (weights, ''))
-        monkeypatch.setattr(pretrained, 'sha256', lambda path: '0'*64)
+        monkeypatch.setattr('mimdet.weights.load.read_wrapped', lambda path: (weights, ''))
+        monkeypatch.setattr('mimdet.weights.load.sha256', lambda path: '0'*64)
         return 'given.pth'
     return put
 
@@ -313,7 +315,7 @@ def test_ablations_have_their_own_files(backbone, tmp_path):
     report = load_detector(model, tmp_path/'given.pth')
     assert not report.trouble and not report.new and describe(read_weights(tmp_path/'given.pth')).design == backbone
     message = complaint(load_detector, other, tmp_path/'given.pth')
-    assert f'it holds {pretrained.DESIGNS[backbone]}' in message and 'no recipe here has that backbone' in message
+    assert f'it holds {names.DESIGNS[backbone]}' in message and 'no recipe here has that backbone' in message
 
 def test_baseline_keeps_its_positions(tmp_path):
     backbone = narrow_model('benchmarking').backbone.bottom_up
@@ -331,7 +333,7 @@ def test_names_agree_with_the_other_rule():
 def test_sizes_are_the_recipes():
     for name, size in SIZES.items():
         r = config(f'mimdet_{name}_v1_sr0.5_3x').model.backbone.bottom_up
-        assert pretrained.SIZES[r.dim, r.depth] == name
+        assert names.SIZES[r.dim, r.depth] == name
 
 # --- wrong pairings ---
 
@@ -368,7 +370,7 @@ WRONG_DETECTOR = {
 @pytest.mark.parametrize('given, wanted', WRONG_DETECTOR)
 def test_wrong_detector(given, wanted, meta_file):
     message = complaint(load_detector, meta_model(recipe_of(*wanted)), meta_file(to_meta(published(*given, 224))))
-    named = [f'{pretrained.DESIGNS[design]}, size {size}' for design, size in (given, wanted)]
+    named = [f'{names.DESIGNS[design]}, size {size}' for design, size in (given, wanted)]
     for part in (f'given.pth does not fit: it holds {named[0]}', f'the model is {named[1]}', WRONG_DETECTOR[given, wanted]): assert part in message
 
 @pytest.mark.parametrize('design', DESIGNS)

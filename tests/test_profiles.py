@@ -2,7 +2,7 @@
 import ast
 import nbformat, pytest
 from conftest import ROOT
-from mimdet.study import read_study
+from mimdet.study.jobs import read_study
 
 PROFILES = sorted(path.stem for path in (ROOT/'profiles').glob('*.yaml'))
 

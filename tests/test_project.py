@@ -11,13 +11,17 @@ SETTINGS = SETTINGS['DEFAULT']
 PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
 LOCK = (ROOT/'requirements.lock').read_text()
 
-# A module imports from its own row or those above it, and never in a circle.
-LAYERS = [['stem', 'sampler', 'images', 'coco'], ['vit', 'pretrained'], ['compat', 'backbone', 'benchmarking', 'regions', 'pooling', 'detector', 'convert'], ['data', 'emoji', 'recipes'],
-          ['engine', 'pretrain', 'train', 'evaluate'], ['cost', 'flops', 'ablations', 'bench', 'released']]
-WITHOUT_TORCH = dict(core=[], results=['core'], plots=['core', 'results'], doctor=['core'], # what they may import; neither torch, timm nor detectron2
-                     study=['core', 'flops', 'recipes', 'cost'], claims=['core', 'results'],
-                     commands=['core', 'doctor', *sum(LAYERS, [])]) # which a command imports when it runs
-MODULES = sorted(p.stem for p in (ROOT/'mimdet').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study' # a part imports only from itself and parts before it
+WITHOUT_TORCH = {'base': 'core look doctor', 'data': 'images coco emoji', 'method': 'recipes', 'measure': 'flops', 'training': 'commands',
+                 'study': 'records profile jobs plan statistics pages encoder cost tables figures claims'} # neither torch, timm nor detectron2
+
+def exported_to(path):
+    "The module that a notebook is exported to, below mimdet."
+    sources = [cell.source for cell in nbformat.read(path, 4).cells]
+    return next((found[1] for source in sources if (found := re.match(r'#\| default_exp (\S+)', source))), None)
+
+BOOKS = {exported_to(path): path for part in PARTS for path in sorted((ROOT/'nbs'/part).glob('[0-9]*.ipynb'))} # in reading order
+MODULES = ['.'.join(p.relative_to(ROOT/'mimdet').with_suffix('').parts) for p in sorted((ROOT/'mimdet').rglob('*.py')) if p.stem not in ('__init__', '_modidx')]
 
 def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
 
@@ -86,35 +90,67 @@ def test_links_lead_somewhere(path):
     targets = re.findall(r'\]\(([^)\s#]+)', re.sub(r'```.*?```', '', text, flags=re.S))
     assert [t for t in targets if not re.match(r'[a-z]+:', t) and not (file.parent/t).exists()] == []
 
-# --- layers ---
+# --- parts ---
 
-def imports_of(module):
-    "Modules of mimdet that a module imports, wherever in it."
-    found = set()
-    for node in ast.walk(ast.parse((ROOT/'mimdet'/f'{module}.py').read_text())):
-        if isinstance(node, ast.Import): found |= {a.name.split('.')[1] for a in node.names if a.name.startswith('mimdet.')}
+def imports_of(source, home=()):
+    "Modules of mimdet that a source imports, wherever in it; `home` are the packages that it lies in, for relative imports."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): yield from (a.name.removeprefix('mimdet.') for a in node.names)
         if isinstance(node, ast.ImportFrom):
-            source = node.module or ''
-            if node.level: found |= {source.split('.')[0]} if source else {a.name for a in node.names}
-            elif source == 'mimdet': found |= {a.name for a in node.names}
-            elif source.startswith('mimdet.'): found.add(source.split('.')[1])
-    return found & set(MODULES)
+            base = '.'.join(home[:len(home) + 1 - node.level]) if node.level else ''
+            full = '.'.join(filter(None, (base, node.module)))
+            yield from (m.removeprefix('mimdet.') for m in (full, *(f'{full}.{a.name}' for a in node.names)))
 
-def test_every_module_has_its_place(): assert set(MODULES) <= {*sum(LAYERS, []), *WITHOUT_TORCH}
+def imports_of_module(module):
+    home = ['mimdet', *module.split('.')[:-1]]
+    return {m for m in imports_of(ROOT.joinpath('mimdet', *module.split('.')).with_suffix('.py').read_text(), home)} & set(MODULES)
+
+def part_of(module): return BOOKS[module].parent.name
+
+def test_every_module_has_its_place(): assert set(MODULES) == set(BOOKS)
 
 @pytest.mark.parametrize('module', MODULES)
-def test_imports_from_above(module):
-    if module in WITHOUT_TORCH: allowed = WITHOUT_TORCH[module]
-    else: allowed = sum(LAYERS[:1 + next(i for i, row in enumerate(LAYERS) if module in row)], ['core'])
-    assert imports_of(module) <= set(allowed)
+def test_imports_from_parts_before(module):
+    later = PARTS[PARTS.index(part_of(module)) + 1:]
+    assert [m for m in imports_of_module(module) if part_of(m) in later] == []
 
-def test_no_circles(): list(graphlib.TopologicalSorter({m: imports_of(m) for m in MODULES}).static_order())
+def test_no_circles(): list(graphlib.TopologicalSorter({m: imports_of_module(m) for m in MODULES}).static_order())
 
-@pytest.mark.parametrize('module', [m for m in WITHOUT_TORCH if m in MODULES])
+@pytest.mark.parametrize('module', BOOKS)
+def test_a_notebook_uses_what_stands_before_it(module):
+    order = list(BOOKS)
+    cells = [c.source for c in nbformat.read(BOOKS[module], 4).cells if c.cell_type == 'code']
+    used = {m for source in cells for m in imports_of(re.sub(r'^[%!].*', '', source, flags=re.M))} & set(BOOKS)
+    assert [m for m in used if order.index(m) > order.index(module)] == []
+
+def test_each_part_has_an_index_that_leads_to_its_notebooks():
+    for part in PARTS:
+        text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/part/'index.ipynb', 4).cells)
+        assert [path.name for path in BOOKS.values() if path.parent.name == part and f']({path.name})' not in text] == []
+
+STARTS_WITHOUT_TORCH = [m for m in BOOKS if m.split('.')[-1] in WITHOUT_TORCH.get(part_of(m), '').split()]
+
+@pytest.mark.parametrize('module', STARTS_WITHOUT_TORCH)
 def test_starts_without_torch(module):
     code = f'import sys, mimdet.{module}; sys.exit(", ".join({{"torch", "timm", "detectron2"}} & set(sys.modules)) or 0)'
     done = run(sys.executable, '-c', code)
     assert done.returncode == 0, f'mimdet.{module} imports {done.stderr}'
+
+def test_wheel_has_every_module(tmp_path):
+    "A wheel, in a bare folder and not from this checkout; the packages that it needs are those of this environment."
+    source = tmp_path/'source'
+    source.mkdir()
+    shutil.copytree(ROOT/'mimdet', source/'mimdet', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, source)
+    code = 'from setuptools.build_meta import build_wheel; print(build_wheel("."))'
+    built = run(sys.executable, '-c', code, cwd=source)
+    assert built.returncode == 0, built.stderr
+    bare = tmp_path/'bare'
+    shutil.unpack_archive(source/built.stdout.split()[-1], bare, 'zip')
+    code = ('import importlib, sys\nsys.path.insert(0, sys.argv[1])\n'
+            'for name in sys.argv[2:]: assert importlib.import_module(f"mimdet.{name}").__file__.startswith(sys.argv[1]), name')
+    done = run(sys.executable, '-c', code, bare, *MODULES, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+    assert done.returncode == 0, done.stderr
 
 # --- versions and commands ---
 

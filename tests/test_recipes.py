@@ -1,6 +1,6 @@
 """Recipes: the number of parameters by arithmetic is that of the detector which is built."""
 import pytest, torch
-from mimdet.core import MimdetError
+from mimdet.base.core import MimdetError
 from mimdet.detector import build
 from mimdet.recipes import BACKBONES, config, names, parameter_count, parameters, recipe
 

@@ -5,18 +5,18 @@ from itertools import repeat
 from unittest.mock import patch
 import pytest, torch
 from omegaconf import OmegaConf
-import mimdet.compat
+import mimdet.base.compat
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from mimdet import regions
-from mimdet.core import MimdetError
-from mimdet.cost import synthetic_batch
+from mimdet.base.core import MimdetError
+from mimdet.training.cost import synthetic_batch
 from mimdet.detector import build, evaluating
-from mimdet.engine import Trainer
+from mimdet.training.engine import Trainer
 from mimdet.pooling import FullPrecisionPooler
 from mimdet.recipes import config
-from mimdet.train import optimizer_for
+from mimdet.training.optimizer import optimizer_for
 
 OURS = dict(RPN='proposal_generator', Matcher='matcher', StandardROIHeads='roi_heads', FastRCNNOutputLayers='roi_heads',
             MaskRCNNConvUpsampleHead='roi_heads')

@@ -3,7 +3,8 @@ what fails is named and loses nothing else; what is shown and was not measured i
 import base64, contextlib, fcntl, json, os, shutil, signal, subprocess, sys, threading, time
 import nbformat, pytest, yaml
 from conftest import ROOT, WARM, copy_project, run_command
-from mimdet.core import fingerprint, read_json
+from mimdet.study.records import fingerprint
+from mimdet.base.core import read_json
 
 TABLES = {'table_main', 'table_ratio', 'table_ablations', 'table_cost', 'table_sampling', 'claims'}
 FIGURES = {'ap_over_ratio', 'ap_over_cost', 'ap_by_size', 'spread', 'training_curves', 'predictions', 'what_it_sees', 'reconstructions', 'sampling', 'cost_over_ratio'}

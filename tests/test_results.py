@@ -6,12 +6,17 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import pandas as pd, papermill, pytest
 from papermill.exceptions import PapermillExecutionError
-import mimdet.plots as plots
-from mimdet.core import MimdetError, read_json, write_json
-from mimdet.plots import captions_of, sampled_view, save_figure, smooth, training_curves
+import mimdet.study.figures as plots
+from mimdet.base.core import MimdetError, read_json, write_json
+from mimdet.study.figures import captions_of, save_figure, smooth, training_curves
+from mimdet.base.look import sampled_view
 from mimdet.recipes import PUBLISHED
-from mimdet.results import (ablation_table, caption, cost_of, digest, encoder_use, ensemble_table, escape, latex, load, main_table, markdown, models, ordered, published, ratio_table, read_digest,
-    runs_frame, sampling_spread, sampling_table, save_table, select, spread, write_table)
+from mimdet.study.tables import ablation_table, ensemble_table, main_table, published, ratio_table, sampling_spread, sampling_table
+from mimdet.study.pages import caption, digest, escape, latex, markdown, read_digest, save_table, write_table
+from mimdet.study.cost import cost_of
+from mimdet.study.encoder import encoder_use, ordered
+from mimdet.study.records import load, models, runs_frame, select
+from mimdet.study.statistics import spread
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene, study, train, write)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,7 +267,7 @@ def test_write_table_of_anything(tmp_path):
     paths = write_table(pd.DataFrame({'a': [1, 2]}), tmp_path/'t', 'What it is.')
     assert [p.name for p in paths] == ['t.csv', 't.md', 't.tex'] and paths[0].read_text() == 'a\n1\n2\n'
 
-DRAW = "import sys; from pathlib import Path; sys.path.append(sys.argv[2]); import matplotlib; matplotlib.use('Agg')\nimport mimdet.plots as p; from test_results import FIGURES, STUDY, drawn\n" \
+DRAW = "import sys; from pathlib import Path; sys.path.append(sys.argv[2]); import matplotlib; matplotlib.use('Agg')\nimport mimdet.study.figures as p; from test_results import FIGURES, STUDY, drawn\n" \
        "for f in FIGURES: p.save_figure(drawn(f), Path(sys.argv[1])/f, STUDY)"
 
 def test_figures_are_the_same_bytes_in_two_processes(tmp_path):
@@ -456,7 +461,7 @@ def test_figure_notebook_refuses_an_unknown_parameter(tmp_path):
 
 # --- layers ---
 
-@pytest.mark.parametrize('module', ['results', 'plots'])
+@pytest.mark.parametrize('module', ['study.tables', 'study.figures'])
 def test_import_leaves_torch_alone(module):
     code = f'import sys, json, mimdet.{module}; print(json.dumps([m for m in ("torch", "timm", "detectron2") if m in sys.modules]))'
     assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == []

@@ -2,7 +2,7 @@
 import json, math, random, shutil, signal, subprocess, time
 import pytest, torch
 from conftest import SHORT, logged, program, run_command, spec
-from mimdet.commands import mimdet_train
+from mimdet.training.commands import mimdet_train
 from mimdet.recipes import recipe
 
 STEPS, PERIOD = 12, 2

@@ -2,9 +2,10 @@
 import argparse, collections, datetime, pathlib, pickle
 import numpy as np
 import pytest, torch
-from mimdet.core import MimdetError
-from mimdet.pretrain import autoencoder
-from mimdet.pretrained import load_mae, read_weights
+from mimdet.base.core import MimdetError
+from mimdet.training.pretrain import autoencoder
+from mimdet.weights.load import load_mae
+from mimdet.weights.files import read_weights
 from mimdet.recipes import config
 from mimdet.detector import build
 from mimdet.vit import mae_names

@@ -4,7 +4,7 @@
 one exception: a stand-in for OpenCV serves only where there is none. PyTorch, torchvision, and the numpy and Pillow that they were built with are the machine's own."""
 import configparser, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
 from pathlib import Path
-from mimdet.emoji import CATEGORIES
+from mimdet.data.emoji import CATEGORIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = 'x86_64-manylinux_2_28'

@@ -11,14 +11,17 @@ from nbformat.v4 import new_markdown_cell, new_raw_cell
 from check_docs import check
 from test_notebooks import ROOT, SETTINGS, directives, notebooks
 from mimdet._modidx import d as INDEX
-from mimdet.core import MimdetError, complaining, read_record, run_seconds
-from mimdet.results import digest, read_digest
-from mimdet.study import profiles, read_study
+from mimdet.base.core import MimdetError, complaining
+from mimdet.study.records import read_record, run_seconds
+from mimdet.study.pages import digest, read_digest
+from mimdet.study.profile import profiles
+from mimdet.study.jobs import read_study
 
 NBS, EXECUTED, SOURCE = ROOT/'nbs', ROOT/'build'/'executed', ROOT/'build'/'docs'
 GIT = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}'
 ALWAYS = 'index.ipynb' # shows tables, which change without its code
-ALONE = 'index.ipynb', 'method.ipynb', 'contributing.ipynb' # no part of the library
+ALONE = 'index.ipynb', 'contributing.ipynb' # no part of the library
+PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study' # in reading order, each with an index of its own
 FOLDERS = dict(tutorials='Tutorials', experiments='Experiments', figures='Tables and figures')
 ABOUT = dict(tutorials='The library put to use, from a first look to models and data of your own.',
              experiments='The programs that papermill runs with the parameters of a profile. As they stand here, they run for a few steps.',
@@ -34,8 +37,8 @@ def symbols():
     "Modules and names of the library that mean one thing only, each with its page and anchor."
     found = {}
     for module, names in INDEX['syms'].items():
-        short = module.split('.')[1]
-        found[module] = {f'{short}.html'}
+        short, page = module.split('.')[-1], next((target.partition('#')[0] for target, _ in names.values()), '')
+        if page: found[module] = {page}
         for full, (target, _) in names.items():
             name = full.removeprefix(f'{module}.')
             if not re.search(r'(^|\.)_', name) and '.' not in name:
@@ -47,7 +50,7 @@ SYMBOLS = symbols()
 def linked(target, home, place):
     "A link of a notebook in the folder `home` of nbs, as a page in the folder `place` of the site has it."
     path = posixpath.normpath(posixpath.join('nbs', home, target))
-    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path): path = f'study/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
+    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path): path = f'results/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
     elif path.removeprefix('nbs/') in FOLDERS: path = f'{path[4:]}/index.md'
     elif path.startswith('nbs/'): path = placed(path[4:])
     elif not path.startswith('figures/'): return f'{GIT}/{path}'
@@ -95,7 +98,8 @@ def signature(node):
 
 def reference(code, module):
     "Name, signature, docstring and link to the source of what an exported cell defines, as Markdown."
-    lines = {n.name: n.lineno for n in ast.parse((ROOT/'mimdet'/f'{module}.py').read_text()).body if hasattr(n, 'name')}
+    path = ROOT.joinpath('mimdet', *module.split('.')).with_suffix('.py')
+    lines = {n.name: n.lineno for n in ast.parse(path.read_text()).body if hasattr(n, 'name')}
     for node in ast.parse(code).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != '_':
             target, file = INDEX['syms'][f'mimdet.{module}'][f'mimdet.{module}.{node.name}']
@@ -110,7 +114,8 @@ def visible(output):
 
 def stage(nb, target, source, note=''):
     "Write a notebook into the site's source; returns its entry for lists."
-    home, place, module, section = posixpath.dirname(source)[4:], posixpath.dirname(target), Path(target).stem, ''
+    home, place, section = posixpath.dirname(source)[4:], posixpath.dirname(target), ''
+    module = next((found[1] for cell in nb.cells if (found := re.match(r'#\| default_exp (\S+)', cell.source))), '')
     try: title, description, rest = opening(nb)
     except MimdetError as e: raise MimdetError(f'{source} {e}') from None
     front = yaml.safe_dump(dict(title=title, description=description), allow_unicode=True, width=1000)
@@ -122,7 +127,7 @@ def stage(nb, target, source, note=''):
         elif cell.cell_type == 'code':
             found = directives(cell.source)
             if not cell.source.strip() or found.keys() & {'hide', 'default_exp'}: continue
-            if 'export' in found and not place: cells += map(new_markdown_cell, reference(cell.source, module))
+            if 'export' in found and module: cells += map(new_markdown_cell, reference(cell.source, module))
             cell.outputs = [o for o in cell.outputs if visible(o)]
             for o in cell.outputs:
                 if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = relinked(o.data['text/markdown'], home, place)
@@ -164,7 +169,7 @@ def shown(study, job, books):
     table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
     digested = read_digest(table if table.exists() else ROOT/job.outputs[0])
     title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
-    parts = [f'## {title} {{#{job.name}}}', f'*{question}*', relinked(rest.split('\n\n')[0], 'figures', 'study')]
+    parts = [f'## {title} {{#{job.name}}}', f'*{question}*', relinked(rest.split('\n\n')[0], 'figures', 'results')]
     if table.exists(): parts.append(re.sub(r'^#', '##', table.read_text(), flags=re.M))
     else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
     files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
@@ -190,15 +195,15 @@ def study_pages(name):
             books[job.name] = f'{name}/{job.name}.ipynb'
             nb = nbformat.read(ROOT/job.executed, 4)
             nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}', nb.cells[0].source)
-            runs.append(stage(nb, f'study/{books[job.name]}', job.notebook, f'as papermill ran it for the study [{name}](../{name}.md)'))
+            runs.append(stage(nb, f'results/{books[job.name]}', job.notebook, f'as papermill ran it for the study [{name}](../{name}.md)'))
     shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'), dirs_exist_ok=True)
     drawn = [job for job in study.jobs.values() if job.kind == 'figure' and (ROOT/job.outputs[0]).exists()]
     comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1].split('. ')[0].removesuffix('.') + '.'
-    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; [study](../study.ipynb) turns it into jobs.',
+    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; [jobs](../study/jobs.ipynb) come of it.',
              *(shown(study, job, books) for job in drawn), '\n'.join(records(study))]
-    if runs: parts.append('## Executed notebooks\n\n' + '\n'.join(f'- [{t}]({where.removeprefix("study/")}): {d}' for t, where, d in runs))
+    if runs: parts.append('## Executed notebooks\n\n' + '\n'.join(f'- [{t}]({where.removeprefix("results/")}): {d}' for t, where, d in runs))
     else: parts.append(f'## Executed notebooks\n\nNone here: they are not part of the repository. `make reproduce PROFILE={name}` makes them.')
-    return write(f'study/{name}.md', f'Study: {name}', comment, '\n\n'.join(parts))
+    return write(f'results/{name}.md', f'Results: {name}', comment, '\n\n'.join(parts))
 
 # --- the site ---
 
@@ -213,16 +218,17 @@ def make_source():
         note = '' if nb else 'shown without outputs'
         entries.setdefault(posixpath.dirname(target), []).append(stage(nb or nbformat.read(path, 4), target, str(path.relative_to(ROOT)), note))
     alone = {where: (t, where, d) for t, where, d in entries[''] if where in ALONE}
-    library = [e for e in entries[''] if e[1] not in alone]
+    parts = [sorted(entries[part], key=lambda entry: Path(entry[1]).name != 'index.ipynb') for part in PARTS]
     lists = {f: listing(f'{f}/index.md', title, ABOUT[f], entries[f]) for f, title in FOLDERS.items()}
-    reference_list = listing('library.md', 'Library', 'The notebooks that the package is made from, in reading order.', library)
+    listing('library.md', 'Library', 'The seven parts of the package, in reading order.', [part[0] for part in parts])
     studies = [study_pages(p) for p in profiles(ROOT/'profiles') if p != 'smoke' and (ROOT/'figures'/p).exists()]
-    overview = listing('study/index.md', 'The study', 'Tables and figures of each profile that has been run, with the records they are made from.', studies,
+    overview = listing('results/index.md', 'Results', 'Tables and figures of each profile that has been run, with the records they are made from.', studies,
                        'A profile says which models are trained on what, how often, and at which sample ratios they are evaluated. What is shown was drawn from its run records, nothing else.')
     def item(entry): return dict(text=entry[0], href=entry[1])
     def section(entry, *contents): return dict(section=entry[0], href=entry[1], contents=[*map(item, contents)])
-    start, method, contributing = (item(alone[where]) for where in ALONE)
-    contents = [start, method, section(reference_list, *library), section(overview, *studies, lists['experiments'], lists['figures']), section(lists['tutorials'], *entries['tutorials']), contributing]
+    start, contributing = (item(alone[where]) for where in ALONE)
+    contents = [start, section(lists['tutorials'], *entries['tutorials']), *(section(*part) for part in parts),
+                section(overview, *studies, lists['experiments'], lists['figures']), contributing]
     (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar=dict(style='docked', contents=contents))), allow_unicode=True, sort_keys=False))
 
 def replaced(path, old, new):

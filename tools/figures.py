@@ -9,8 +9,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
-from mimdet.core import MimdetError, complaining
-from mimdet.study import read_study
+from mimdet.base.core import MimdetError, complaining
+from mimdet.study.jobs import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,8 +9,10 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 import nbformat, yaml
-from mimdet.core import MimdetError, read_record
-from mimdet.results import load, took
+from mimdet.base.core import MimdetError
+from mimdet.study.records import read_record
+from mimdet.study.records import load
+from mimdet.study.pages import took
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|M parameters\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b|x faster|times (?:as|faster))'

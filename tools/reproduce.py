@@ -6,9 +6,10 @@ import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, ti
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from mimdet.core import MimdetError, complaining, hardware, read_record, run_seconds
-from mimdet.study import (AUTHORS, OVERHEAD, RATES, asked, disk, estimate, gpu_hours, gpu_rates, inputs, missing, probe,
-    rates_before, read_study, recorded, schedule, targets, work)
+from mimdet.base.core import MimdetError, complaining, hardware
+from mimdet.study.records import read_record, run_seconds
+from mimdet.study.plan import AUTHORS, OVERHEAD, RATES, disk, estimate, gpu_hours, gpu_rates, probe, rates_before, schedule, work
+from mimdet.study.jobs import asked, inputs, missing, read_study, recorded, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -95,7 +96,7 @@ def needs(study, left, hours):
 def memory(study, name):
     "Bytes that a training takes on each of its GPUs."
     from mimdet.recipes import parameters, to_config # torch takes seconds
-    from mimdet.train import training_memory
+    from mimdet.training.train import training_memory
     job, r = study.jobs[name], study.models[study.jobs[name].parameters['model']]['built']
     return training_memory(to_config(r), max(1, r.batch//max(1, job.gpus)), sum(parameters(r).values()))
 

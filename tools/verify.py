@@ -5,9 +5,10 @@ and every number in README.md to a table, a record or a publication."""
 import subprocess, sys, tempfile
 from pathlib import Path
 from figures import ROOT, draw_all
-from mimdet.core import MimdetError, complaining, read_record
-from mimdet.results import read_digest
-from mimdet.study import differs, read_study
+from mimdet.base.core import MimdetError, complaining
+from mimdet.study.records import read_record
+from mimdet.study.pages import read_digest
+from mimdet.study.jobs import differs, read_study
 from numbers_in_text import check_numbers
 
 TABLES = {'.csv', '.md', '.tex'}
