@@ -34,7 +34,7 @@ def logged(out):
 def copy_project(folder):
     "What a study needs of the project, without its git."
     for name in ('nbs', 'mimdet', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    for name in ('results', 'figures'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
+    for name in ('results', 'figures', 'weights'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
     for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
     return folder
 
