@@ -178,15 +178,16 @@ def models(records)->dict:
     return {key: _model(key, group) for key, group in groups.items()}
 
 def _model(key, group):
-    first, get = group[0], lambda name, default=None: group[0]['params'].get(name, default)
+    first = group[0]
     for r in group[1:]:
         other = [k for k in sorted({*first['params'], *r['params']} - {'seed'}) if first['params'].get(k) != r['params'].get(k)]
         if other: raise MimdetError(f'train records {first["name"]!r} and {r["name"]!r} are both of the model {key!r} and differ in params.{other[0]}: run the older one again')
     recipe, seeds = field(first, 'params', 'recipe'), tuple(field(r, 'params', 'seed') for r in group)
     if len({*seeds}) < len(seeds): raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} with the same seed: delete one')
-    backbone, ratio = get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'), field(first, 'params', 'sample_ratio')
-    return Model(key, recipe, backbone, get('size') or [*recipe.split('_'), ''][1], field(first, 'params', 'fill'), ratio, get('decoder_depth'),
-                 field(first, 'params', 'initialisation'), get('strategy'), tuple(r['name'] for r in group), seeds, first['metrics'].get('parameters'))
+    ratio = field(first, 'params', 'sample_ratio')
+    own = {name: field(first, 'params', name) for name in ('backbone', 'size', 'fill', 'decoder_depth', 'initialisation', 'strategy')}
+    return Model(key, recipe, train_ratio=ratio, runs=tuple(r['name'] for r in group), seeds=seeds,
+                 parameters=first['metrics'].get('parameters'), **own)
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0d
 def select(
