@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..base.core import MimdetError, config_hash, hardware, peak_memory_mb, plain_sha256, read_json
+from ..recipes import RECIPES
 
 # %% ../../nbs/study/01_records.ipynb #25-109634a1
 def check_parameters(
@@ -178,16 +179,15 @@ def models(records)->dict:
     return {key: _model(key, group) for key, group in groups.items()}
 
 def _model(key, group):
-    first = group[0]
+    first, get = group[0], lambda name, default=None: group[0]['params'].get(name, default)
     for r in group[1:]:
         other = [k for k in sorted({*first['params'], *r['params']} - {'seed'}) if first['params'].get(k) != r['params'].get(k)]
         if other: raise MimdetError(f'train records {first["name"]!r} and {r["name"]!r} are both of the model {key!r} and differ in params.{other[0]}: run the older one again')
     recipe, seeds = field(first, 'params', 'recipe'), tuple(field(r, 'params', 'seed') for r in group)
     if len({*seeds}) < len(seeds): raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} with the same seed: delete one')
-    ratio = field(first, 'params', 'sample_ratio')
-    own = {name: field(first, 'params', name) for name in ('backbone', 'size', 'fill', 'decoder_depth', 'initialisation', 'strategy')}
-    return Model(key, recipe, train_ratio=ratio, runs=tuple(r['name'] for r in group), seeds=seeds,
-                 parameters=first['metrics'].get('parameters'), **own)
+    backbone, ratio = get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'), field(first, 'params', 'sample_ratio')
+    return Model(key, recipe, backbone, get('size') or (RECIPES[recipe].size if recipe in RECIPES else ''), field(first, 'params', 'fill'), ratio, get('decoder_depth'),
+                 field(first, 'params', 'initialisation'), get('strategy'), tuple(r['name'] for r in group), seeds, first['metrics'].get('parameters'))
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0d
 def select(
