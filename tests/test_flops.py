@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from mimdet.measure import flops as module
 from mimdet.base.core import MimdetError
-from mimdet.measure.flops import PARTS, blocks, flops, known, level_sizes
+from mimdet.measure.flops import PARTS, blocks, flops, known
 from mimdet.training.cost import agreement
 from mimdet.recipes import BACKBONES, names, parameter_count, recipe
 
@@ -50,7 +50,7 @@ def test_padding():
     assert flops(BASE, .5, 800, 1333) == flops(BASE, .5, 800, 1344) != flops(BASE, .5, 800, 1312)
     assert flops(TINY, .5, 100, 100) == flops(TINY, .5, 112, 112) != flops(TINY, .5, 128, 128)
     assert flops(BASELINE, 1., 20, 30) == flops(BASELINE, 1., 128, 128)
-    assert level_sizes(recipe(BASE), 65, 64) == [384, 96, 24, 6, 2] # 96 x 64; the last from 3 x 2 by halving
+    assert recipe(BASE).level_sizes(65, 64) == [384, 96, 24, 6, 2] # 96 x 64; the last from 3 x 2 by halving
 
 def test_without_a_transformer():
     "Only the map to the decoder's width is left; with patches in its place, only the stem is another."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..base.core import MimdetError, config_hash, hardware, peak_memory_mb, plain_sha256, read_json
+from ..recipes import RECIPES
 
 # %% ../../nbs/study/01_records.ipynb #25-109634a1
 def check_parameters(
@@ -185,7 +186,7 @@ def _model(key, group):
     recipe, seeds = field(first, 'params', 'recipe'), tuple(field(r, 'params', 'seed') for r in group)
     if len({*seeds}) < len(seeds): raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} with the same seed: delete one')
     backbone, ratio = get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'), field(first, 'params', 'sample_ratio')
-    return Model(key, recipe, backbone, get('size') or [*recipe.split('_'), ''][1], field(first, 'params', 'fill'), ratio, get('decoder_depth'),
+    return Model(key, recipe, backbone, get('size') or (RECIPES[recipe].size if recipe in RECIPES else ''), field(first, 'params', 'fill'), ratio, get('decoder_depth'),
                  field(first, 'params', 'initialisation'), get('strategy'), tuple(r['name'] for r in group), seeds, first['metrics'].get('parameters'))
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0d

@@ -21,7 +21,7 @@ from ..base.core import MimdetError, peak_memory_mb, pick_device, rng_for
 from ..detector import build, compile_parts, evaluating, precision
 from ..measure.flops import flops
 from ..measure.probes import ratio_of, sampling
-from ..recipes import Recipe, image_size, recipe as recipe_named, to_config
+from ..recipes import Recipe, recipe as recipe_named, to_config
 from .engine import Trainer
 from .optimizer import optimizer_for
 from .train import with_checkpointing
@@ -96,7 +96,7 @@ def forward_cost(
 )->dict:
     "Seconds of each pass, tokens, parameters and memory of one detector in inference; weights are random. For memory on a CPU call it `in_fresh_process`."
     r, device = recipe_named(recipe), pick_device(device)
-    (height, width), memory = image_size(r, height, width), dict(before=memory_mb(device)['now'])
+    (height, width), memory = r.image_size(height, width), dict(before=memory_mb(device)['now'])
     torch.manual_seed(0)
     model = build(to_config(r)).to(device)
     model.amp = amp
@@ -161,7 +161,7 @@ def training_cost(
 )->dict:
     "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
     r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
-    height, width = image_size(r, height, width)
+    height, width = r.image_size(height, width)
     memory, cfg = dict(before=memory_mb(device)['now']), with_checkpointing(to_config(r), device)
     cfg.model.amp = amp
     torch.manual_seed(0)
@@ -244,10 +244,10 @@ def cost_settings(
     "The arguments of each measurement: recipes by ratios. Raises `MimdetError` on an unknown recipe or a size without a batch."
     settings = []
     for name in recipes:
-        r, size = recipe_named(name), name.split('_')[1]
-        if not isinstance(batch, int) and size not in batch: raise MimdetError(f'{name}: no batch is given for the size {size!r}, only for {", ".join(batch)}')
+        r = recipe_named(name)
+        if not isinstance(batch, int) and r.size not in batch: raise MimdetError(f'{name}: no batch is given for the size {r.size!r}, only for {", ".join(batch)}')
         own = [None] if r.backbone == 'benchmarking' else ratios or [r.sample_ratio]
-        settings += [dict(recipe=name, ratio=ratio, batch=batch if isinstance(batch, int) else batch[size], **common) for ratio in own]
+        settings += [dict(recipe=name, ratio=ratio, batch=batch if isinstance(batch, int) else batch[r.size], **common) for ratio in own]
     return settings
 
 # %% ../../nbs/training/07_cost.ipynb #24-aa1ea1d4
@@ -282,7 +282,7 @@ def agreement(
 )->dict:               # proposals and detections, and for both of them `counted` and `formula` as from `flops`
     "What fvcore counts in a detector, and the formula for what that has found."
     r = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
-    height, width = image_size(r, height, width)
+    height, width = r.image_size(height, width)
     torch.manual_seed(0)
     model, seen = build(to_config(r)), {}
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 9. # an object everywhere
