@@ -57,7 +57,6 @@ def test_runs_on_a_folder_laid_out_as_coco(project, coco):
     profile |= dict(cost={}, threads={})
     (project/'profiles'/'minicoco.yaml').write_text(yaml.safe_dump(profile))
     assert run_command('mimdet_pretrain', coco/'coco'/'train2017', '--output', project/'mae', '--steps', 2, '--batch', 4, '--warmup', 1).returncode == 0
-    (project/'weights').mkdir()
     shutil.move(project/'mae'/'mae_full.pth', project/'weights'/'mae_tiny_full.pth')
     done = reproduce(project, 'minicoco', datasets=coco)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -158,7 +158,7 @@ def other_field(r, field):
     return not value if isinstance(value, bool) else 2*value or 1
 
 @pytest.mark.parametrize('name, field', [('benchmarking_base_25ep' if field in ('window', 'train_positions', 'square', 'jitter') else 'mimdet_base_v1_sr0.5_3x', field)
-                                         for field in RECIPES['mimdet_base_v1_sr0.5_3x'].__dataclass_fields__])
+                                         for field in RECIPES['mimdet_base_v1_sr0.5_3x'].__dataclass_fields__ if field not in ('name', 'size')])
 def test_recipe(name, field):
     changed = config(name, **{field: other_field(recipe(name), field)})
     assert OmegaConf.to_container(changed) != OmegaConf.to_container(config(name))

@@ -158,9 +158,10 @@ def listing(target, title, description, entries, text=''):
 def made_from(study, job, digested):
     "The records of a table or figure: of what its job waits for, and of what all runs start from, those kinds whose common digest it bears; else all."
     there = {n: read_record(ROOT/j.record) for n, j in study.jobs.items() if j.record and (ROOT/j.record).exists() and (n in job.needs or j.kind in ('data', 'pretrain'))}
-    kinds = sorted({r['kind'] for r in there.values()})
-    for chosen in (c for n in range(1, len(kinds) + 1) for c in combinations(kinds, n)):
-        names = [n for n, r in there.items() if r['kind'] in chosen]
+    group = {n: n if r['kind'] == 'pretrain' else r['kind'] for n, r in there.items()} # a figure may be about one autoencoder of several
+    groups = sorted({*group.values()})
+    for chosen in (c for n in range(1, len(groups) + 1) for c in combinations(groups, n)):
+        names = [n for n in there if group[n] in chosen]
         if digest([there[n] for n in names]) == digested: return names
     return list(there)
 
