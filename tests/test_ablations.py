@@ -8,11 +8,10 @@ import mimdet.base.compat
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from mimdet.data import augment, datasets, stream
-from mimdet.measure.probes import best_scores, c4_variance, sampling_agreement
+from mimdet.measure.probes import best_scores, c4_variance, sampling_agreement, averaged, fit_stem_alone, member_seed, sampling
 from mimdet.base.core import MimdetError, sha256
 from mimdet.study.records import read_record
 from mimdet.detector import build
-from mimdet.measure.probes import averaged, fit_stem_alone, member_seed, sampling
 from mimdet.measure.evaluate import evaluate
 from mimdet.measure.predict import examples
 from mimdet.training.pretrain import autoencoder, pretrain

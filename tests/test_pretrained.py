@@ -8,12 +8,11 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from mimdet.weights import names
 from mimdet.training.commands import mimdet_convert
-from mimdet.weights.files import metadata
+from mimdet.weights.files import metadata, read_weights, save_weights
 from mimdet.base.core import MimdetError, sha256
 from mimdet.detector import build
 from mimdet.weights.names import describe, mean_share, published_names, to_transformers
 from mimdet.weights.load import load_detector, load_mae
-from mimdet.weights.files import read_weights, save_weights
 from mimdet.recipes import RECIPES, SIZES, config
 
 # --- published files, by rule: name -> shape ---

@@ -10,8 +10,7 @@ from operator import getitem
 from pathlib import Path
 import nbformat, yaml
 from mimdet.base.core import MimdetError
-from mimdet.study.records import read_record
-from mimdet.study.records import load
+from mimdet.study.records import read_record, load
 from mimdet.study.pages import took
 
 ROOT = Path(__file__).resolve().parent.parent

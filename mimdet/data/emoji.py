@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 from tqdm import tqdm
-from .coco import as_rle, read_coco
 from ..base.core import MimdetError, read_json, rng_for, sha256, write_json
-from ..base.look import font_file
+from .coco import as_rle, read_coco
 from .images import read_image
 
 # %% ../../nbs/data/03_emoji.ipynb #05-242c39f4
@@ -375,6 +374,7 @@ def annotation_mask(
     return mask_api.decode(as_rle(segmentation, height, width)).astype(bool)
 
 def _tile(image, annotations, names, side):
+    from mimdet.base.look import font_file # imports matplotlib, which the processes that draw scenes do not need
     zoom = side/max(image.size)
     tile = image.resize([max(1, round(v*zoom)) for v in image.size], Image.Resampling.LANCZOS)
     shades = {a['category_id']: tuple(int(255*v) for v in colorsys.hsv_to_rgb(a['category_id']*0.381966 % 1, 0.8, 1)) for a in annotations}

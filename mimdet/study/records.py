@@ -11,7 +11,6 @@ __all__ = ['PACKAGES', 'RECORD_SCHEMA', 'INITIALISATIONS', 'FILLS', 'BACKBONES',
 import ast, datetime, importlib.metadata, platform, subprocess, time
 from pathlib import Path
 from typing import NamedTuple
-import pandas as pd
 from ..base.core import MimdetError, config_hash, hardware, peak_memory_mb, plain_sha256, read_json
 from ..recipes import RECIPES
 
@@ -139,8 +138,9 @@ def machine(record)->str:
     hardware = record['hardware']
     return f'{hardware.get("gpu") or hardware.get("cpu")}, {hardware.get("cores")} CPU cores'
 
-def runs_frame(records)->pd.DataFrame:
+def runs_frame(records)->'pandas.DataFrame':
     "One row per run: kind, name, seed, device, commit, time and memory."
+    import pandas as pd # here, since each run of a study imports this module
     return pd.DataFrame([{'kind': r['kind'], 'name': r['name'], 'seed': r['params'].get('seed'), 'device': r['hardware'].get('gpu', r['hardware'].get('cpu')),
                           'commit': r['git'].get('commit', '')[:7], 'dirty': r['git'].get('dirty'), 'date': r['date'], 'seconds': round(run_seconds(r), 1),
                           'peak memory MB': r['peak_memory_mb'], 'config hash': r['config_hash']} for r in sorted(records, key=lambda r: (r['kind'], r['name']))])
