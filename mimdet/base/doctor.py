@@ -107,7 +107,7 @@ def gpus(driver)->list:
 def check_detectron2()->Finding:
     "Which detectron2, compiled or not."
     found = installed('detectron2', 'pb1-detectron2')
-    try: importlib.import_module('mimdet.compat')
+    try: importlib.import_module('mimdet.base.compat')
     except Exception as e: return Finding('wrong', 'detectron2', f'{found}: {one_line(e)}' if found else 'not installed', SETUP)
     extension = getattr(importlib.import_module('detectron2._C'), '__file__', None)
     return Finding('ok', 'detectron2', f'{found or "version unknown"}, {"compiled" if extension else "pure Python"}')
