@@ -95,7 +95,7 @@ def release_jobs(study):
 def cost_jobs(study):
     "The cost of the recipes that the profile names."
     wanted = study.plain['cost']
-    if wanted: yield _run(study, 'cost', 'cost', on_gpus=max(study.gpu, wanted.get('device', '').startswith('cuda')), **wanted)
+    if wanted: yield _run(study, 'cost', 'cost', on_gpus=max(study.gpu, int(wanted.get('device', '').startswith('cuda'))), **wanted)
 
 def bench_jobs(study):
     "Our code against others."
