@@ -127,9 +127,11 @@ def ap_over_cost(records):
         measured = [_cost_lines(ax, records, found, known, mode, pick) for ax, mode, pick in zip(axes, (None, 'forward'), COSTS.values())]
         for ax, title, label in zip(axes, ('AP over work', 'AP over time'), COSTS): ax.set(title=title, xlabel=label)
         axes[0].set(ylabel='box AP', ylim=(0, None))
-        for ratio, shape in SHAPES.items(): axes[0].errorbar([], [], fmt=shape, color=QUIET, label=f'{ratio:.0%} of the tokens')
-        legend(fig, axes[0], columns=4)
         rows = [row for group in measured for row in group]
+        ratios = {row['ratio'] for row in rows} & {ratio for m in known for ratio in curve(found, m.key)[0]}
+        for ratio in sorted(ratios & {*SHAPES}):
+            axes[0].errorbar([], [], fmt=SHAPES[ratio], color=QUIET, label=f'{ratio:.0%} of the tokens')
+        legend(fig, axes[0], columns=4)
         if not rows: axes[0].set(yticks=[])
         sizes = sorted({f'{r["height"]} x {r["width"]} pixels' for r in rows} | {r['machine'] for r in rows if 'seconds' in r})
         sign(fig, records, '\n'.join(t for t in (f'Vertical bars: {SPREAD} Horizontal: the fastest to the slowest measurement.', sizes and f'Cost: {", ".join(sizes)}.') if t))
@@ -316,37 +318,44 @@ def training_curves(records):
     "Total training loss, masked-autoencoding loss and the five parts of the detector's loss; one colour per model, a line per seed."
     trained, pretrained = of_kind(records, 'train'), of_kind(records, 'pretrain')
     if not trained and not pretrained: raise MimdetError('nothing has been trained: no train or pretrain record among the records')
+    here = [record for record in pretrained if field(record, 'extra', 'curves')] # of one from elsewhere there are none
     look = looks(ordered(records))
     with style():
         fig = plt.figure(figsize=(8.2, 5.8))
         grid = fig.add_gridspec(2, 10, height_ratios=(1.6, 1))
-        total, mae = fig.add_subplot(grid[0, :6]), fig.add_subplot(grid[0, 6:])
+        total = fig.add_subplot(grid[0, :6 if here else 10])
         parts = [fig.add_subplot(grid[1, 2*i:2*i + 2]) for i in range(len(LOSSES))]
         for record in sorted(trained, key=lambda r: [*look].index(model_name(r))):
-            for ax, loss in zip((total, *parts), ('total_loss', *LOSSES)): _curve(ax, record, loss, faint=ax is total, **look[model_name(record)] | dict(label=model_name(record)))
-        shown = [record for record in pretrained if field(record, 'extra', 'curves')] # of one that comes from elsewhere there are none
-        for record, colour in zip(shown, PALETTE[::-1]): _curve(mae, record, 'loss', faint=True, color=colour, label=record['name'])
-        _loss_axes(total, mae, parts)
+            own = look[model_name(record)] | dict(label=model_name(record))
+            for ax, loss in zip((total, *parts), ('total_loss', *LOSSES)): _curve(ax, record, loss, faint=ax is total, **own)
+        if not trained: say(total, 'not run')
+        _loss_axes([total], 'detector: total loss')
+        _loss_axes(parts, *LOSSES.values(), fontsize=9)
+        if here: _pretraining_loss(fig.add_subplot(grid[0, 6:]), here)
         legend(fig, total, 4)
         sign(fig, records, 'Smooth lines: moving average over 1/15 of the run, one for each training seed. Lower row: the parts of the total loss.')
     return fig
 
-def _loss_axes(total, mae, parts):
-    for ax, title in zip((total, mae, *parts), ('detector: total loss', 'masked autoencoder: loss', *LOSSES.values())):
-        ax.set_title(title, fontsize=9 if ax in parts else 10)
+def _pretraining_loss(ax, records):
+    for record, colour in zip(records, PALETTE[::-1]): _curve(ax, record, 'loss', faint=True, color=colour, label=record['name'])
+    _loss_axes([ax], 'masked autoencoder: loss')
+    ax.legend(loc='upper right')
+
+def _loss_axes(axes, *titles, fontsize=10):
+    for ax, title in zip(axes, titles):
+        ax.set_title(title, fontsize=fontsize)
         ax.margins(x=.02)
-        ax.locator_params(axis='x', nbins=2 if ax in parts else 5)
-    for ax in (total, mae):
-        ax.set_xlabel('iteration')
-        if not ax.lines: say(ax, 'not run')
-    if mae.lines: mae.legend(loc='upper right')
+        ax.locator_params(axis='x', nbins=5 if len(axes) == 1 else 2)
+        if len(axes) == 1: ax.set_xlabel('iteration')
 
 def _curve(ax, record, name, color, label, linestyle='-', faint=False):
     curves = field(record, 'extra', 'curves')
-    if name not in curves or len(curves[name]) != len(curves['iteration']): raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no whole curve {name!r}: run it again')
-    label = None if label in ax.get_legend_handles_labels()[1] else label # once for all seeds
-    ax.plot(curves['iteration'], smooth(curves[name], max(3, len(curves[name])//15)), label=label, color=color, linestyle=linestyle, linewidth=1.2, marker='.' if len(curves[name]) == 1 else None)
-    if faint: ax.plot(curves['iteration'], curves[name], color=color, alpha=.2, linewidth=.6, zorder=1.5)
+    if name not in curves or len(curves[name]) != len(curves['iteration']):
+        raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no whole curve {name!r}: run it again')
+    values, known = curves[name], ax.get_legend_handles_labels()[1]
+    look = dict(label=None if label in known else label, color=color, linestyle=linestyle, linewidth=1.2) # once for all seeds
+    ax.plot(curves['iteration'], smooth(values, max(3, len(values)//15)), marker='.' if len(values) == 1 else None, **look)
+    if faint: ax.plot(curves['iteration'], values, color=color, alpha=.2, linewidth=.6, zorder=1.5)
 
 # %% ../../nbs/study/10_figures.ipynb #55-0069d3df
 def predictions(
