@@ -108,7 +108,7 @@ FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
     'table_ablations': ('table', 'ablations'), 'table_cost': ('table', 'cost'),
     'table_sampling': ('table', 'ratio and cost'), 'claims': ('table', 'ratio and ablations'),
     'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'),
-    'ap_by_size': ('figure', 'ratio'), 'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'main'),
+    'ap_by_size': ('figure', 'ratio'), 'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'ratio and pretrain'),
     'predictions': ('figure', 'examples'), 'what_it_sees': ('figure', 'examples'),
     'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'),
     'cost_over_ratio': ('figure', 'cost'),
@@ -131,13 +131,13 @@ def subjects(study, runs, about)->list:
     if about == 'examples': return [job.name for job in runs.values() if job.parameters.get('examples')]
     return [job.name for job in runs.values() if job.kind == about]
 
-def compares(name, parameters)->bool: # of the runs that a figure is about
+def compares(name, jobs)->bool: # of the runs that a figure is about
     "Has a figure more than one point to show?"
-    def some(of): return any(map(of, parameters))
-    several_samplings = some(lambda p: len(p.get('seeds', [0, 1])) > 1)
-    if name == 'spread': return several_samplings or some(lambda p: p.get('seed', 0))
-    if name == 'sampling': return several_samplings or some(lambda p: p.get('ensembles', [0]))
-    if name == 'cost_over_ratio': return some(lambda p: len(p.get('ratios', [0, 1])) > 1)
+    def some(kind, of): return any(of(job.parameters) for job in jobs if job.kind == kind)
+    several_samplings = some('evaluate', lambda p: len(p.get('seeds', [0, 1])) > 1)
+    if name == 'spread': return several_samplings or some('train', lambda p: p['seed'])
+    if name == 'sampling': return several_samplings or some('evaluate', lambda p: p.get('ensembles', [0]))
+    if name == 'cost_over_ratio': return some('cost', lambda p: len(p.get('ratios', [0, 1])) > 1)
     return True
 
 def figure_jobs(study, runs):
@@ -145,8 +145,8 @@ def figure_jobs(study, runs):
     for name, (kind, about) in FIGURES.items():
         needs = subjects(study, runs, about)
         tables = {part: study.rows(part) for part in about.split(' and ') if part in KEYS['tables']}
-        if not needs or about == 'ratio and cost' and not study.rows('ratio'): continue
-        if not compares(name, [runs[need].parameters for need in needs]): continue
+        if not needs or 'ratio' in tables and not tables['ratio']: continue
+        if not compares(name, [runs[need] for need in needs]): continue
         rows = dict(rows=tables if len(tables) > 1 else [*tables.values()][0]) if tables else {}
         files = tuple(f'{study.figures}/{name}.{ending}' for ending in FILES[kind])
         yield Job(name, 'figure', f'nbs/figures/{name}.ipynb', dict(profile=study.profile, out=study.figures, **rows),
@@ -229,10 +229,9 @@ def inputs(
     job:Job,
     taken=(), # names of jobs of which only the record is there
 )->list:
-    "All files that a job needs to be there."
-    needed = [study.jobs[name] for name in job.needs]
-    made = [file for need in needed for file in ([need.record] if need.name in taken else need.outputs)]
-    return made + list(job.files)
+    "All files that a job needs to be there. The executed notebook says that a run was here, and not only its record."
+    def made(need): return [need.record] if need.name in taken else [*need.outputs, need.executed]
+    return [file for name in job.needs for file in made(study.jobs[name])] + list(job.files)
 
 def asked(
     study,
