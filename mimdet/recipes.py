@@ -136,9 +136,10 @@ SIZES = dict(
     tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
               levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
               rpn_convs=1, box_convs=0, box_fc=256, mask_convs=2, mask_channels=48,
-              base_lr=2e-3*8**0.5, lr_factor=1., weight_decay=0.05, batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
+              base_lr=2.5e-4*8**0.5, lr_factor=8., decoder_rate='encoder', mae_stem='fitted', weight_decay=0.05,
+              batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
               checkpointing=False, filter_empty=False, short_edges=(128,), test_short_edge=128, max_size=256),
-    small=dict(dim=384, heads=6),
+    small=dict(dim=384, heads=6, mae_stem='fitted'),
     base=dict(),
     large=dict(dim=1024, depth=24, heads=16, drop_path=0.4),
 )
@@ -151,7 +152,9 @@ DESIGNS = dict(
 EXCEPTIONS = { # where size and design are not independent
     ('large', 'v2'): dict(lr_factor=3.5),
     ('tiny', 'v2'): dict(img_size=128),
-    ('tiny', 'benchmarking'): dict(img_size=128, square=128, window=4, depth=8, levels=4, anchors=(12, 24, 40, 64)),
+    ('small', 'benchmarking'): dict(mae_stem='random'), # it has none
+    ('tiny', 'benchmarking'): dict(img_size=128, square=128, window=4, depth=8, levels=4, anchors=(12, 24, 40, 64),
+                                   base_lr=2e-3, lr_factor=1., decoder_rate='rest', mae_stem='random'),
 }
 
 def _recipe(name, size, design, **changes):

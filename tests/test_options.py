@@ -34,13 +34,13 @@ OTHER = { # where doubling a number, or turning a switch, is not the thing to tr
     'model.roi_heads.box_head.conv_norm': 'FrozenBN', 'model.roi_heads.mask_head.conv_norm': 'FrozenBN', 'model.roi_heads.box_head.conv_dims': [48, 48],
     'model.roi_heads.box_head.fc_dims': [256, 256], 'model.roi_heads.mask_head.conv_dims': [48], 'model.roi_heads.box_predictor.test_score_thresh': 0.9,
     'model.strategy': 'grid', 'model.sample_seed': 1, 'model.amp': 'bf16',
-    'optimizer.groups': 'benchmarking', 'optimizer.decoder_rate': 'encoder', 'mae_checkpoint.stem': 'fitted', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
+    'optimizer.groups': 'benchmarking', 'optimizer.decoder_rate': 'rest', 'mae_checkpoint.stem': 'random', 'optimizer.betas': [0.5, 0.5], 'optimizer.clip': 1e-3,
     'schedule.kind': 'step', 'schedule.milestones': [1], 'schedule.warmup': 1, 'schedule.warmup_factor': 0.5, 'data.short_edges': [64], 'data.test_short_edge': 64,
     'data.max_size': 100, 'data.square': 64, 'data.jitter': [0.5, 0.6], 'data.workers': 1, 'train.seed': 1, 'train.accumulate': 2, 'train.ema': 0.5,
     'train.eval_period': 1, 'train.checkpoint_period': 1, 'train.log_period': 2, 'train.device': 'abacus', 'train.compile': 'abacus', 'mae_checkpoint.parts': 'encoder',
 }
 FIRST = { # what has to be set for an option to matter
-    'schedule.milestones': ['schedule.kind=step'], 'optimizer.decoder_rate': ['optimizer.lr_factor=2'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],
+    'schedule.milestones': ['schedule.kind=step'], 'data.test_short_edge': ['model.roi_heads.box_predictor.test_score_thresh=0.001'],
     'schedule.warmup_factor': ['schedule.warmup=2'], 'data.jitter': ['data.square=64', 'model.padded=true', 'data.jitter=[1,1]'],
 }
 LISTS = {list: lambda v: [2*x if isinstance(x, (int, float)) else [2*y for y in x] for x in v], bool: lambda v: not v, int: lambda v: 2*v or 1, float: lambda v: v/2 or 0.5}

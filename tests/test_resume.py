@@ -41,7 +41,7 @@ def test_resume_says_what_changed(call, trained, emoji, tmp_path):
     before = (out/'config.yaml').read_text()
     options = ['schedule.iterations=5', 'optimizer.lr=0.001', *SHORT, '--dataset', spec(emoji['train']), '--output', out, '--resume']
     refused = call(mimdet_train, *options)
-    assert refused.returncode == 2 and 'optimizer.lr: 0.002' in refused.stderr and '-> 0.001; schedule.iterations: 3 -> 5' in refused.stderr
+    assert refused.returncode == 2 and 'optimizer.lr: 0.00025' in refused.stderr and '-> 0.001; schedule.iterations: 3 -> 5' in refused.stderr
     assert (out/'config.yaml').read_text() == before
     done = call(mimdet_train, *options, '--allow-changes')
     assert done.returncode == 0, done.stderr
