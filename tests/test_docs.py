@@ -57,7 +57,7 @@ def test_names_and_links_of_the_prose(tool):
     docs = tool('docs')
     assert docs.relinked('`keep_tokens` and `keep_tokens()`', 'tutorials') == '[`keep_tokens`](../method/sampler.ipynb#keep_tokens) and [`keep_tokens()`](../method/sampler.ipynb#keep_tokens)'
     assert docs.relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](method/sampler.ipynb)'
-    assert docs.relinked('[sampler](../method/02_sampler.ipynb#which)', 'tutorials') == '[sampler](../method/sampler.ipynb#which)'
+    assert docs.relinked('[sampler](../method/03_sampler.ipynb#which)', 'tutorials') == '[sampler](../method/sampler.ipynb#which)'
     assert docs.relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick.md#table_cost)'
     assert docs.relinked('[licence](../LICENSE)', '') == f'[licence]({docs.GIT}/LICENSE)'
     for same in ('```\n`keep_tokens`\n```', '[`keep_tokens`](https://example.org)', '`no_such_name`', '[a](#b)'): assert docs.relinked(same, '') == same

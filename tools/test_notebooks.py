@@ -1,4 +1,4 @@
-"""Run notebooks as tests, each in a fresh kernel and in its own folder: `python tools/test_notebooks.py [nbs/method/03_vit.ipynb ...]`.
+"""Run notebooks as tests, each in a fresh kernel and in its own folder: `python tools/test_notebooks.py [nbs/method/04_vit.ipynb ...]`.
 
 nbdev's rules: cells marked `#| eval: false` or with one of settings.ini's `tst_flags` are left out, and so are notebooks whose front matter says
 `skip_exec: true`, folders with a file `.notest`, and names that begin with a dot or an underscore."""

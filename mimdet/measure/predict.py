@@ -20,7 +20,7 @@ from ..detector import draw, evaluating, predict
 from .evaluate import coco_results, detections
 from .probes import sampling
 from ..recipes import class_names
-from ..sampler import grid_shape
+from ..tokens import grid_shape
 
 # %% ../../nbs/measure/03_predict.ipynb #36-e70ce4e3
 def find_pictures(

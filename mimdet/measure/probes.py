@@ -17,7 +17,8 @@ from torch import nn
 from ..base.core import MimdetError, seed_for
 from ..data.coco import quiet_coco, read_coco
 from ..detector import evaluating
-from ..sampler import STRATEGIES, batch_noise, check_ratio, padding_mask
+from ..sampler import STRATEGIES, batch_noise, padding_mask
+from ..tokens import check_ratio
 
 # %% ../../nbs/measure/01_probes.ipynb #05-e5f239a0
 def ratio_of(

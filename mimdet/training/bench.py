@@ -26,7 +26,7 @@ from .cost import clock, synthetic_batch
 from ..detector import PRECISIONS, Detector, build, compile_parts
 from ..measure.evaluate import average_precisions
 from .pretrain import Pretraining, autoencoder
-from ..sampler import STRIDE
+from ..tokens import STRIDE
 from ..stem import GroupNorm
 from .optimizer import optimizer_for
 from ..vit import Block, patchify, plain_reconstruction, resize_positions, unpatchify

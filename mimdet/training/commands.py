@@ -233,7 +233,7 @@ def mimdet_train(
 
 # %% ../../nbs/training/09_commands.ipynb #25-541fa34d
 def _parse_ratios(text):
-    from mimdet.sampler import check_ratio
+    from mimdet.tokens import check_ratio
     if not text: return [None]
     try: ratios = [float(part) for part in text.split(',')]
     except ValueError:

@@ -19,7 +19,8 @@ from ..data.images import png_text
 from ..data.stream import Loader, workers_that_fit
 from ..detector import precision
 from ..recipes import PIXEL_MEAN, PIXEL_STD, SIZES, recipe
-from ..sampler import STRIDE, put, send, take
+from ..sampler import put, send, take
+from ..tokens import STRIDE
 from ..stem import ConvStem
 from .crops import Crops, uniform
 from .engine import fit, read_metrics

@@ -27,7 +27,7 @@ from ..data.stream import train_loader, workers_that_fit
 from ..detector import build, compile_parts, precision, synchronise
 from ..measure.evaluate import check_classes, evaluate, format_rows
 from ..recipes import RECIPES, as_stored, config, differences, largest_image, nearest
-from ..sampler import grid_shape
+from ..tokens import grid_shape
 from .engine import Evaluation, MovingAverage, fit
 from .optimizer import lr_schedule, optimizer_for
 from .processes import launch, process_group, under_launcher
