@@ -14,8 +14,8 @@ from timm.layers import gen_relative_position_index, lecun_normal_
 from timm.models.vision_transformer import PatchEmbed
 from torch import nn
 import mimdet.base.compat
-from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
+from .backbone import Pyramid
 from .base.core import MimdetError
 from .tokens import STRIDE
 from .stem import GroupNorm
@@ -94,8 +94,9 @@ def init_weights(model):
         for layer in (block.attn.proj, block.mlp.fc2): layer.weight.div_((2*i)**0.5)
 
 # %% ../nbs/method/06_benchmarking.ipynb #25-1d24da0e
-class BenchmarkingViT(Backbone):
+class BenchmarkingViT(Pyramid):
     "A plain ViT by windows: c2, c3, c4, c5 at strides 4, 8, 16, 32, one from each quarter (Li et al. 2021)."
+    size_divisibility = 0 # its images have one size
     def __init__(self,
         dim:int=768,              # width, a multiple of 32; the channels of all levels
         depth:int=12,             # blocks, a multiple of 4
@@ -106,7 +107,7 @@ class BenchmarkingViT(Backbone):
         checkpointing=False,      # compute blocks again in the backward pass: less memory, more time
         train_positions:bool=False, # let the position embedding learn, as the authors do
     ):
-        super().__init__()
+        super().__init__(dim, dim, dim, dim)
         if depth % 4: raise MimdetError(f'{depth=} must be a multiple of 4: each quarter of the blocks makes a level')
         if img_size % (STRIDE*window_size): raise MimdetError(f'{img_size=} must be a multiple of {STRIDE}*{window_size=}: windows must fill the image')
         side = img_size//STRIDE
@@ -116,13 +117,12 @@ class BenchmarkingViT(Backbone):
         self.blocks = blocks(dim, depth, heads, 1e-6, drop_path, WindowBlock)
         self.windowed_rel_pos_bias = RelativePositionBias(window_size, heads)
         self.global_rel_pos_bias = RelativePositionBias(side, heads)
-        def double(): return nn.ConvTranspose2d(dim, dim, 2, stride=2)
-        quadruple = nn.Sequential(double(), GroupNorm(32, dim), nn.GELU(), double())
-        self.ms_adaptor = nn.ModuleList([quadruple, double(), nn.Identity(), nn.MaxPool2d(2)])
-        self._out_feature_strides = dict(c2=4, c3=8, c4=16, c5=32)
-        self._out_features = list(self._out_feature_strides)
-        self._out_feature_channels = dict.fromkeys(self._out_features, dim)
+        def upsampling(): return nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        twice = nn.Sequential(upsampling(), GroupNorm(32, dim), nn.GELU(), upsampling())
+        self.ms_adaptor = nn.ModuleList([twice, upsampling(), nn.Identity(), nn.MaxPool2d(2)])
         init_weights(self)
+
+    def parts(self): return dict(stem=[self.patch_embed], encoder=[*self.blocks], decoder=[])
 
     def forward(self,
         images:ImageList, # batch (B, 3, img_size, img_size), normalised

@@ -22,7 +22,7 @@ from ..data.coco import labels, quiet_coco, read_coco
 from ..data.datasets import DatasetInfo
 from ..data.stream import in_background, loader_errors, test_loader, workers_that_fit
 from ..detector import evaluating
-from .probes import averaged, decoder_replaced, fit_stem_alone, ratio_of, sampling
+from .probes import decoder_replaced, fit_stem_alone
 from ..recipes import class_names
 
 # %% ../../nbs/measure/02_evaluate.ipynb #05-1d2e3f02
@@ -146,6 +146,7 @@ def evaluate(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
     data,                # the configuration's `data` section, for the test size
+    *,
     ratio=None,          # share of tokens that the encoder sees; None: the model's own
     strategy=None,       # sampling strategy; None: the model's own
     seed=None,           # sampling seed; None: the model's own
@@ -161,11 +162,13 @@ def evaluate(
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))
     records = info.records[:limit]
-    with sampling(model, ratio, strategy, seed), contextlib.ExitStack() as stack:
-        if c4 == 'stem': stack.enter_context(decoder_replaced(model, fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch))))
-        elif c4 != 'decoder': raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
-        stack.enter_context(averaged(model, samples))
-        row = dict(ratio=ratio_of(model), strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples,
+    if c4 not in ('decoder', 'stem'): raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
+    with model.sampled(ratio, strategy=strategy, seed=seed), contextlib.ExitStack() as stack:
+        if c4 == 'stem':
+            alone = fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch))
+            stack.enter_context(decoder_replaced(model, alone))
+        stack.enter_context(model.sampled(members=samples))
+        row = dict(ratio=model.ratio, strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples,
                    images=len(records), precision=model.precision)
         started = time.time()
         workers = workers_that_fit(data.get('workers', 0), batch, (data.get('square') or data['max_size'])**2)

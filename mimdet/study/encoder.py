@@ -6,8 +6,9 @@
 __all__ = ['RATIOS', 'PROBE_RATIO', 'PROBES', 'LABELS', 'c4_shares', 'diagnostics', 'encoder_use', 'model_labels', 'ordered']
 
 # %% ../../nbs/study/07_encoder.ipynb #84b1b0f9d5
+from ..registry import BACKBONES
 from .pages import NO_VALUE, Table, make_table
-from .records import BACKBONES, Model, model_name, models, of_kind, select
+from .records import Model, model_name, models, of_kind, select
 from .statistics import aps, change, over_runs, summary
 
 # %% ../../nbs/study/07_encoder.ipynb #48-d2b93f00

@@ -44,7 +44,7 @@ def work(
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
     once = one_pass(r, study.coco)
-    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job, r.samples_tokens)
+    return 3*once*r.batch*r.iterations if job.kind == 'train' else once*study.plain['data'].get('val', 5000)*_settings(job, r.kind.samples)
 
 def priority(
     study:Study,

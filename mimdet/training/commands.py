@@ -28,8 +28,8 @@ def mimdet_models(
     print(f'{"recipe":34}{"design":8}{"ratio":>7}{"counted":>13}{"millions":>11}{"box AP":>8}{"mask AP":>9}')
     for name, r in RECIPES.items():
         design = 'v1' if r.fill == 'mask_token' else 'v2'
-        if r.backbone == 'benchmarking': design = '-'
-        ratio = r.sample_ratio if r.samples_tokens else '-'
+        if r.design == r.backbone: design = '-'
+        ratio = r.sample_ratio if r.kind.samples else '-'
         box, mask, millions = PUBLISHED.get(name, ('-', '-', '-'))
         print(f'{name:34}{design:8}{ratio:>7}{parameter_count(name):>13,}{millions:>11}{box:>8}{mask:>9}')
     print('Parameters include the frozen position embeddings. v1 keeps them for images of 224 pixels, v2 for 800, '
@@ -260,7 +260,6 @@ def mimdet_evaluate(
     from mimdet.data.datasets import parse_dataset, register
     from mimdet.measure.evaluate import check_classes, evaluate, format_rows
     from mimdet.weights.models import load_model
-    from mimdet.measure.probes import ratio_of
     from mimdet.training.train import tell
     ratios = _parse_ratios(ratio)
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
@@ -274,7 +273,7 @@ def mimdet_evaluate(
     check_classes(cfg, info)
     rows = []
     for r in ratios:
-        name = f'{output}/predictions_{ratio_of(model) if r is None else r:g}.json' if output else ''
+        name = f'{output}/predictions_{model.ratio if r is None else r:g}.json' if output else ''
         row = evaluate(model, info, cfg.data, ratio=r, strategy=strategy or None, seed=seed, batch=batch,
                        limit=limit or None, predictions=name, evaluator=evaluator)
         rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
@@ -301,11 +300,10 @@ def mimdet_predict(
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
     from mimdet.measure.predict import find_pictures, predict_pictures
     from mimdet.weights.models import load_model
-    from mimdet.measure.probes import sampling
     cfg, model, report = load_model(run, weights, device)
     if weights: print(report)
     if precision: model.set_precision(precision)
     paths = find_pictures(images)
-    with sampling(model, ratio, seed=seed):
+    with model.sampled(ratio, seed=seed):
         found = predict_pictures(model, cfg.data, paths, output=output, threshold=threshold, scale=scale)
     print(f'{len(found)} objects in {len(paths)} images: {output}')

@@ -20,7 +20,6 @@ from detectron2.utils.events import EventStorage
 from ..base.core import MimdetError, peak_memory_mb, pick_device, rng_for
 from ..detector import build, compile_parts, evaluating, precision
 from ..measure.flops import flops
-from ..measure.probes import ratio_of, sampling
 from ..recipes import Recipe, recipe as recipe_named, to_config
 from .engine import Trainer
 from .optimizer import optimizer_for
@@ -104,11 +103,11 @@ def forward_cost(
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 9. # an object everywhere
     samples, seen, passes = synthetic_batch(batch, height, width), _watch(model), _stopwatch(model, device)
     row = _facts(model, samples, device)
-    with evaluating(model), sampling(model, ratio):
+    with evaluating(model), model.sampled(ratio):
         _warm_up(model, samples, device, r)
         for spent in passes.values(): spent.clear()
         found, seconds, cpu = zip(*(_timed(lambda: model(samples), device) for _ in range(repeats)))
-        row |= dict(ratio=ratio_of(model), tokens=seen['tokens'], detections=len(found[-1][0]['instances']))
+        row |= dict(ratio=model.ratio, tokens=seen['tokens'], detections=len(found[-1][0]['instances']))
     parts = [by_part({group: spent[i] if spent else 0. for group, spent in passes.items()}) for i in range(repeats)]
     part_seconds = {k: [p[k] for p in parts] for k in parts[0]}
     return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds=part_seconds,
@@ -120,7 +119,7 @@ def _facts(model, samples, device):
 
 def _watch(model):
     "A dictionary that gets the number of tokens that enter the encoder."
-    seen, bottom_up = {}, model.backbone.bottom_up
+    seen, bottom_up = {}, model.bottom_up
     getattr(bottom_up, 'encoder', bottom_up).blocks[0].register_forward_pre_hook(lambda _, inputs: seen.update(tokens=inputs[0].shape[1]))
     return seen
 
@@ -170,13 +169,13 @@ def training_cost(
     memory['model'] = memory_mb(device)['now']
     samples, seen, dtype = synthetic_batch(batch, height, width, r.classes), _watch(model), precision(amp, device)
     row, timed, losses = _facts(model, samples, device), [], []
-    with sampling(model, ratio), tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
+    with model.sampled(ratio), tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
         trainer = Trainer(model, repeat(samples), optimizer_for(model, cfg.optimizer), 0, 1, cfg.optimizer.clip, dtype == torch.float16, Path(folder), lambda _: [])
         for trainer.iter in range(warmup + steps):
             timed.append(_timed(trainer.run_step, device))
             losses.append(storage.latest()['total_loss'][0])
             storage.step()
-        row |= dict(ratio=ratio_of(model), tokens=seen['tokens'])
+        row |= dict(ratio=model.ratio, tokens=seen['tokens'])
     _, seconds, cpu = zip(*timed[warmup:])
     checkpointing = bool(cfg.model.backbone.bottom_up.get('checkpointing', False))
     return row | dict(checkpointing=checkpointing, compiled=compiled, seconds=seconds, cpu_seconds=cpu, losses=losses,
@@ -246,7 +245,7 @@ def cost_settings(
     for name in recipes:
         r = recipe_named(name)
         if not isinstance(batch, int) and r.size not in batch: raise MimdetError(f'{name}: no batch is given for the size {r.size!r}, only for {", ".join(batch)}')
-        own = [None] if r.backbone == 'benchmarking' else ratios or [r.sample_ratio]
+        own = ratios or [r.sample_ratio] if r.kind.samples else [None]
         settings += [dict(recipe=name, ratio=ratio, batch=batch if isinstance(batch, int) else batch[r.size], **common) for ratio in own]
     return settings
 
@@ -289,7 +288,7 @@ def agreement(
     model.roi_heads.box_head.register_forward_pre_hook(lambda _, inputs: seen.update(proposals=len(inputs[0])))
     model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: seen.update(detections=len(inputs[0])))
     sample, = synthetic_batch(1, height, width)
-    with sampling(model, ratio):
+    with model.sampled(ratio):
         counted = count(model, [{k: sample[k] for k in ('image', 'height', 'width', 'image_id')}])
         seen = {k: int(n) for k, n in seen.items()} # a trace makes numbers tensors
-        return seen | dict(counted=counted, formula=flops(r, ratio_of(model), height, width, **seen))
+        return seen | dict(counted=counted, formula=flops(r, model.ratio, height, width, **seen))

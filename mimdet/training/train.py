@@ -109,7 +109,7 @@ def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
     if cfg.mae_checkpoint.path: 
-        reports.append(load_mae(model.backbone.bottom_up, cfg.mae_checkpoint.path, partial,
+        reports.append(load_mae(model.bottom_up, cfg.mae_checkpoint.path, partial,
                                 cfg.mae_checkpoint.parts, cfg.mae_checkpoint.stem))
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
     return reports
