@@ -4,7 +4,6 @@ Notebooks are shown with their outputs, from the copies in build/executed that `
 or, with --fast, shown without outputs. Quarto renders where it is installed, smalldocs elsewhere; what smalldocs makes is then mended to work without network and
 without a server: formulas as MathML, the search index as a script, no fonts from elsewhere. At last every link of every page is followed (tools/check_docs.py)."""
 import argparse, ast, html, json, posixpath, re, shutil, subprocess, sys, time
-from itertools import combinations
 from pathlib import Path
 import nbformat, yaml
 from nbformat.v4 import new_markdown_cell, new_raw_cell
@@ -13,7 +12,7 @@ from test_notebooks import ROOT, SETTINGS, directives, notebooks
 from mimdet._modidx import d as INDEX
 from mimdet.base.core import MimdetError, complaining
 from mimdet.study.records import read_record, run_seconds
-from mimdet.study.pages import digest, read_digest
+from mimdet.study.pages import read_digest, read_names
 from mimdet.study.profile import profiles
 from mimdet.study.jobs import read_study
 
@@ -155,28 +154,18 @@ def listing(target, title, description, entries, text=''):
     lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}' for t, where, d in entries]
     return write(target, title, description, '\n'.join([text, '', *lines]), search=False)
 
-def made_from(study, job, digested):
-    "The records of a table or figure: of what its job waits for, and of what all runs start from, those kinds whose common digest it bears; else all."
-    there = {n: read_record(ROOT/j.record) for n, j in study.jobs.items() if j.record and (ROOT/j.record).exists() and (n in job.needs or j.kind in ('data', 'pretrain'))}
-    group = {n: n if r['kind'] == 'pretrain' else r['kind'] for n, r in there.items()} # a figure may be about one autoencoder of several
-    groups = sorted({*group.values()})
-    for chosen in (c for n in range(1, len(groups) + 1) for c in combinations(groups, n)):
-        names = [n for n in there if group[n] in chosen]
-        if digest([there[n] for n in names]) == digested: return names
-    return list(there)
-
 def shown(study, job, books):
     "A table or figure of a study with where it comes from, as Markdown."
     table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
-    digested = read_digest(table if table.exists() else ROOT/job.outputs[0])
+    origin = table if table.exists() else ROOT/job.outputs[0]
     title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
     parts = [f'## {title} {{#{job.name}}}', f'*{question}*', relinked(rest.split('\n\n')[0], 'figures', 'results')]
     if table.exists(): parts.append(re.sub(r'^#', '##', table.read_text(), flags=re.M))
     else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
     files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
-    names = ', '.join(f'[{n}](#record-{n})' for n in made_from(study, job, digested))
+    names = ', '.join(f'[{n}](#record-{n})' for n in read_names(origin))
     program = f'[notebook](../{job.notebook[4:]})' + (f', [as run]({books[job.name]})' if job.name in books else '')
-    parts.append(f'::: {{.origin}}\nMade from the records {names} (common digest {digested}) by this {program}. Files: {", ".join(files)}.\n:::')
+    parts.append(f'::: {{.origin}}\nMade from the records {names} (common digest {read_digest(origin)}) by this {program}. Files: {", ".join(files)}.\n:::')
     return '\n\n'.join(parts)
 
 def records(study):

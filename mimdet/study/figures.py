@@ -16,7 +16,7 @@ from ..base.core import MimdetError, atomic_path
 from ..base.look import INK, PALETTE, QUIET, decode_image, draw_objects, sampled_view, show_image, style
 from .cost import cost_of
 from .encoder import PROBE_RATIO, RATIOS, ordered
-from .pages import made_from, source_line
+from .pages import made_from, named, source_line
 from .records import field, model_name, of_kind
 from .statistics import TASKS, aps, change, measurements, summary
 from .tables import ALONG, series
@@ -25,13 +25,15 @@ from .tables import ALONG, series
 def save_figure(
     fig,          # a matplotlib figure
     stem,         # path without extension
-    records=None, # those that it was drawn from: their digest goes into the files
+    records=None, # those that it was drawn from: their digest and names go into the files
 )->list:          # the paths written
     "Write `<stem>.png` (150 dpi) and `<stem>.svg`, whole or not at all; the same figure gives the same bytes."
-    paths, origin = [Path(f'{stem}.png'), Path(f'{stem}.svg')], dict(Description=made_from(records)) if records else {}
+    paths = [Path(f'{stem}.png'), Path(f'{stem}.svg')]
+    origin = dict(Description=f'{made_from(records)} {named(records)}') if records else {}
     fig.patch.set(linewidth=1)
     for path, metadata in zip(paths, ({'Software': None}, {'Date': None})):
-        with plt.rc_context({'svg.hashsalt': 'mimdet'}), atomic_path(path) as part: fig.savefig(part, format=path.suffix[1:], dpi=150, metadata=metadata | origin)
+        with plt.rc_context({'svg.hashsalt': 'mimdet'}), atomic_path(path) as part:
+            fig.savefig(part, format=path.suffix[1:], dpi=150, metadata=metadata | origin)
     return paths
 
 # %% ../../nbs/study/10_figures.ipynb #16-37784cb8

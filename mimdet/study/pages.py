@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS', 'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER',
            'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'number', 'cell', 'Table', 'make_table', 'with_cells_of', 'digest',
-           'made_from', 'read_digest', 'caption', 'took', 'source_line', 'markdown', 'write_table', 'escape', 'latex',
-           'save_table', 'output_folder']
+           'made_from', 'named', 'read_digest', 'read_names', 'caption', 'took', 'source_line', 'markdown',
+           'write_table', 'escape', 'latex', 'save_table', 'output_folder']
 
 # %% ../../nbs/study/06_pages.ipynb #f356b40a37
 import hashlib, json, re, tempfile
@@ -89,10 +89,19 @@ def made_from(records)->str:
     "The words by which `read_digest` knows a digest."
     return f'Made from records {digest(records)}.'
 
+def named(records)->str:
+    "The words by which `read_names` knows the records."
+    return f'records: {", ".join(sorted(r["name"] for r in records))}'
+
 def read_digest(path)->str: # None if there is none
     "The digest of the records that a figure or table was made from."
     found = re.search(rb'Made from records ([0-9a-f]{16})\.', Path(path).read_bytes())
     return found and found[1].decode()
+
+def read_names(path)->list:
+    "The names of the records that a figure or table was made from."
+    found = re.search(rb'\brecords: ([\w.-]+(, [\w.-]+)*)', Path(path).read_bytes())
+    return found[1].decode().split(', ') if found else []
 
 # %% ../../nbs/study/06_pages.ipynb #80-8d8f5595
 def caption(
@@ -167,15 +176,17 @@ def write_table(
     caption:str,   # below the table
     page=None,     # a narrower data frame of text for Markdown and LaTeX; default: `table`
     more=(),       # (heading, table, note) triples that follow in the Markdown and LaTeX files
+    records=(),    # those that it was made from: Markdown and LaTeX name them in a comment
 )->list:           # the paths written
     "Write a table as `<stem>.csv`, `.md` and `.tex`; the same table gives the same bytes."
     page = table if page is None else page
     paths = [Path(f'{stem}.{kind}') for kind in ('csv', 'md', 'tex')]
     sections = [markdown(page), caption + '\n', *(f'## {heading}\n\n{markdown(frame)}\n{note}\n' for heading, frame, note in more)]
-    with atomic_path(paths[0]) as part: table.to_csv(part, index=False, lineterminator='\n', encoding='utf-8')
-    write_text(paths[1], '\n'.join(sections))
     label = paths[0].stem
-    write_text(paths[2], '\n'.join([latex(page, caption, label), *(latex(frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2))]))
+    frames = [(page, caption, label), *((frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2))]
+    with atomic_path(paths[0]) as part: table.to_csv(part, index=False, lineterminator='\n', encoding='utf-8')
+    write_text(paths[1], '\n'.join(sections) + (f'\n<!-- {named(records)} -->\n' if records else ''))
+    write_text(paths[2], (f'% {named(records)}\n' if records else '') + '\n'.join(latex(*frame) for frame in frames))
     return paths
 
 # %% ../../nbs/study/06_pages.ipynb #87-4c10bc17
@@ -224,7 +235,7 @@ def save_table(
     "Write a table of a study; what it is made of goes below it."
     dataset = next((r['dataset'].get('name') for kind in ('evaluate', 'train') for r in of_kind(records, kind)), '')
     cells = table.cells.assign(profile=records[0]['profile'] if records else '', **{'data set': dataset})
-    return write_table(cells, stem, caption(records, note), table.page, more)[1].read_text(encoding='utf-8')
+    return write_table(cells, stem, caption(records, note), table.page, more, records)[1].read_text(encoding='utf-8')
 
 # %% ../../nbs/study/06_pages.ipynb #93-6a15c4d8
 @contextmanager
