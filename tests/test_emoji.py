@@ -1,4 +1,5 @@
-"""Emoji-COCO: the same bytes again, masks, boxes and areas that agree, options that do something, complaints in one line."""
+"""Emoji-COCO: the same bytes again, masks, boxes and areas that agree, options that do something, complaints in one
+line."""
 import hashlib, json, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from mimdet.data.emoji import CATEGORIES, EmojiConfig, annotate, make_dataset, m
 SMALL = EmojiConfig(categories=66, size=96, max_object=48)
 
 def tree(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+    files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
@@ -31,7 +33,8 @@ def test_an_image_does_not_depend_on_how_many_there_are(made, tmp_path):
     make_dataset(tmp_path/'set', SMALL, train=3)
     few, many = read_json(tmp_path/'set/train.json'), read_json(made[0]/'train.json')
     assert few['annotations'] == [a for a in many['annotations'] if a['image_id'] <= 3]
-    for name in ('000001.jpg', '000002.jpg', '000003.jpg'): assert (tmp_path/'set/train'/name).read_bytes() == (made[0]/'train'/name).read_bytes()
+    for name in ('000001.jpg', '000002.jpg', '000003.jpg'):
+        assert (tmp_path/'set/train'/name).read_bytes() == (made[0]/'train'/name).read_bytes()
 
 def test_layout_and_summary(made):
     out, splits = made
@@ -78,11 +81,25 @@ def test_every_graphic_is_there_and_not_empty():
     assert len(codes) == len(set(codes))
     for code in codes: assert np.ptp(emoji.glyph(code).outline, axis=0).max() > 40
 
-@pytest.mark.parametrize('change', [dict(categories=11), dict(categories=('cat', 'dog')), dict(size=100), dict(size=(128, 96)), dict(min_object=40), dict(max_object=90),
-                                    dict(min_count=6), dict(max_count=1), dict(rotation=0), dict(colour=0), dict(colour=1), dict(seed=1), dict(scene='clear')], ids=str)
+@pytest.mark.parametrize('change', [
+    dict(categories=11),
+    dict(categories=('cat', 'dog')),
+    dict(size=100),
+    dict(size=(128, 96)),
+    dict(min_object=40),
+    dict(max_object=90),
+    dict(min_count=6),
+    dict(max_count=1),
+    dict(rotation=0),
+    dict(colour=0),
+    dict(colour=1),
+    dict(seed=1),
+    dict(scene='clear'),
+], ids=str)
 def test_each_option_changes_the_scenes(change):
     one, other = EmojiConfig(), replace(EmojiConfig(), **change)
-    assert any(make_scene(one, 'train', n).pixels.tobytes() != make_scene(other, 'train', n).pixels.tobytes() for n in range(5))
+    def pixels(config, n): return make_scene(config, 'train', n).pixels.tobytes()
+    assert any(pixels(one, n) != pixels(other, n) for n in range(5))
 
 def test_format_png_is_exact_and_jpg_close(tmp_path):
     for kind in ('png', 'jpg'): make_dataset(tmp_path/kind, replace(SMALL, format=kind), train=2)
@@ -102,14 +119,31 @@ def test_sides_may_differ(tmp_path):
     assert (entry['width'], entry['height']) == Image.open(tmp_path/'wide/train/000001.jpg').size == (160, 96)
 
 @pytest.mark.parametrize('change, complaint', [
-    (dict(categories=0), 'choose 1 to 66'), (dict(categories=67), 'choose 1 to 66'), (dict(categories=('cta',)), "did you mean 'cat'"), (dict(categories=()), 'at least one'),
-    (dict(size=8), 'size'), (dict(size=(128, 8)), 'size'), (dict(min_object=2), 'min_object'), (dict(max_object=10), 'max_object'), (dict(max_object=200), 'max_object'),
-    (dict(min_count=-1), 'min_count'), (dict(max_count=0), 'max_count'), (dict(min_count=7), 'max_count'), (dict(rotation=-1), 'rotation'), (dict(colour=1.5), 'colour'),
-    (dict(colour=float('nan')), 'colour'), (dict(format='gif'), 'format'), (dict(scene='dark'), 'scene')], ids=str)
+    (dict(categories=0), 'choose 1 to 66'),
+    (dict(categories=67), 'choose 1 to 66'),
+    (dict(categories=('cta',)), "did you mean 'cat'"),
+    (dict(categories=()), 'at least one'),
+    (dict(size=8), 'size'),
+    (dict(size=(128, 8)), 'size'),
+    (dict(min_object=2), 'min_object'),
+    (dict(max_object=10), 'max_object'),
+    (dict(max_object=200), 'max_object'),
+    (dict(min_count=-1), 'min_count'),
+    (dict(max_count=0), 'max_count'),
+    (dict(min_count=7), 'max_count'),
+    (dict(rotation=-1), 'rotation'),
+    (dict(colour=1.5), 'colour'),
+    (dict(colour=float('nan')), 'colour'),
+    (dict(format='gif'), 'format'),
+    (dict(scene='dark'), 'scene'),
+], ids=str)
 def test_options_out_of_range(change, complaint):
     with pytest.raises(MimdetError, match=complaint): EmojiConfig(**change)
 
-@pytest.mark.parametrize('config, digest', [(EmojiConfig(), '6eb3eefe5cabaf84'), (EmojiConfig(categories=66, colour=1, seed=3), '85ce57609e371eba')])
+@pytest.mark.parametrize('config, digest', [
+    (EmojiConfig(), '6eb3eefe5cabaf84'),
+    (EmojiConfig(categories=66, colour=1, seed=3), '85ce57609e371eba'),
+])
 def test_busy_scenes_are_those_of_the_first_version(config, digest):
     "Digests of pixels and annotations, taken before there were clear scenes."
     found = hashlib.sha256()
@@ -124,7 +158,8 @@ def test_folders_of_the_first_version_are_still_taken(tmp_path):
     (tmp_path/'set/dataset.json').write_text(json.dumps(card | dict(version=1)))
     before = tree(tmp_path/'set')
     assert make_dataset(tmp_path/'set', SMALL, train=2) == made and tree(tmp_path/'set') == before
-    with pytest.raises(MimdetError, match=r'scene differs'): make_dataset(tmp_path/'set', replace(SMALL, scene='clear'), train=2)
+    with pytest.raises(MimdetError, match=r'scene differs'):
+        make_dataset(tmp_path/'set', replace(SMALL, scene='clear'), train=2)
 
 @pytest.mark.parametrize('index', range(5))
 def test_clear_scenes_have_one_background_colour_and_no_texture(index):
@@ -142,14 +177,17 @@ def test_clear_scenes_have_one_background_colour_and_no_texture(index):
 def test_unlabelled_pictures_have_no_annotations(tmp_path):
     made = make_dataset(tmp_path/'set', SMALL, train=2, unlabelled=3)
     assert made['unlabelled']['count'] == 3 and read_json(made['unlabelled']['json'])['annotations'] == []
-    assert not {p.read_bytes() for p in (tmp_path/'set/train').iterdir()} & {p.read_bytes() for p in (tmp_path/'set/unlabelled').iterdir()}
+    def pictures(split): return {p.read_bytes() for p in (tmp_path/'set'/split).iterdir()}
+    assert not pictures('train') & pictures('unlabelled')
 
 def test_what_is_there_is_kept_or_refused(made, tmp_path):
     out, splits = made
     before = {p: p.stat().st_mtime_ns for p in out.rglob('*')}
     assert make_dataset(out, SMALL, train=40, val=10) == splits
-    for change, counts in ((dict(seed=1), dict(train=40, val=10)), ({}, dict(train=41, val=10)), ({}, dict(train=40))):
-        with pytest.raises(MimdetError, match='holds another'): make_dataset(out, replace(SMALL, **change), **counts)
+    others = ((dict(seed=1), dict(train=40, val=10)), ({}, dict(train=41, val=10)), ({}, dict(train=40)))
+    for change, counts in others:
+        with pytest.raises(MimdetError, match='holds another'):
+            make_dataset(out, replace(SMALL, **change), **counts)
     assert {p: p.stat().st_mtime_ns for p in out.rglob('*')} == before
 
 def test_overwrite_replaces_only_a_data_set_of_this_kind(tmp_path):
@@ -157,7 +195,8 @@ def test_overwrite_replaces_only_a_data_set_of_this_kind(tmp_path):
     made = make_dataset(tmp_path/'set', replace(SMALL, seed=1), overwrite=True, train=3)
     assert made['train']['count'] == 3 and read_json(tmp_path/'set/dataset.json')['options']['seed'] == 1
     (tmp_path/'other').mkdir(); (tmp_path/'other/notes.txt').write_text('mine')
-    with pytest.raises(MimdetError, match='is not an Emoji-COCO'): make_dataset(tmp_path/'other', SMALL, overwrite=True, train=2)
+    with pytest.raises(MimdetError, match='is not an Emoji-COCO'):
+        make_dataset(tmp_path/'other', SMALL, overwrite=True, train=2)
     assert (tmp_path/'other/notes.txt').read_text() == 'mine'
 
 @pytest.mark.parametrize('damage', ['train.json', 'train/000001.jpg'])
@@ -174,8 +213,14 @@ def test_interrupted_it_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): make_dataset(tmp_path/'set', SMALL, train=2)
     assert list(tmp_path.iterdir()) == []
 
-@pytest.mark.parametrize('options, complaint', [(['--categories', 'cat,unicorn'], 'unicorn'), (['--size', 'big'], "size 'big'"), (['--train', '0', '--val', '0'], 'ask for some images'),
-                                                (['--train=-1'], 'ask for some images'), (['--workers', '0'], 'workers=0'), (['--colour', '2'], 'colour=2')], ids=str)
+@pytest.mark.parametrize('options, complaint', [
+    (['--categories', 'cat,unicorn'], 'unicorn'),
+    (['--size', 'big'], "size 'big'"),
+    (['--train', '0', '--val', '0'], 'ask for some images'),
+    (['--train=-1'], 'ask for some images'),
+    (['--workers', '0'], 'workers=0'),
+    (['--colour', '2'], 'colour=2'),
+], ids=str)
 def test_command_complains_in_one_line(tmp_path, capsys, options, complaint):
     with pytest.raises(SystemExit) as stop: mimdet_data([str(tmp_path/'set'), *options])
     said = capsys.readouterr().err
@@ -183,11 +228,13 @@ def test_command_complains_in_one_line(tmp_path, capsys, options, complaint):
     assert not (tmp_path/'set').exists()
 
 def test_command_makes_it_and_says_so(tmp_path, capsys):
-    mimdet_data([str(tmp_path/'set'), '--train=4', '--val=2', '--size=96x80', '--min-object=20', '--max_object=40', '--categories=hot dog,cat', '--format=png', '--sheet'])
+    mimdet_data([str(tmp_path/'set'), '--train=4', '--val=2', '--size=96x80', '--min-object=20',
+                 '--max_object=40', '--categories=hot dog,cat', '--format=png', '--sheet'])
     said = capsys.readouterr().out
     made = read_json(tmp_path/'set/dataset.json')
     assert all(entry['sha256'] in said for entry in made['splits'].values())
-    assert made['options'] | dict(size=[96, 80], categories=['hot dog', 'cat'], format='png', max_object=40) == made['options']
+    asked = dict(size=[96, 80], categories=['hot dog', 'cat'], format='png', max_object=40)
+    assert made['options'] | asked == made['options']
     assert Image.open(tmp_path/'set/train_sheet.png').width > 1000
 
 def test_contact_sheet_draws_polygons_and_both_kinds_of_run_lengths():

@@ -8,7 +8,8 @@ from mimdet.measure.flops import PARTS, blocks, flops, known
 from mimdet.training.cost import agreement
 from mimdet.recipes import BACKBONES, names, parameter_count, recipe
 
-TINY, TINY2, BASELINE, BASE = 'mimdet_tiny_v1_sr0.5_3x', 'mimdet_tiny_v2_sr0.5_3x', 'benchmarking_tiny_25ep', 'mimdet_base_v1_sr0.5_3x'
+TINY, TINY2 = 'mimdet_tiny_v1_sr0.5_3x', 'mimdet_tiny_v2_sr0.5_3x'
+BASE, BASELINE = 'mimdet_base_v1_sr0.5_3x', 'benchmarking_tiny_25ep'
 SAMPLED = ('mimdet', 'patchify')
 NETWORKS = [n for n in names() if '_sr0.5_' in n or n.endswith('_25ep')]
 
@@ -19,7 +20,8 @@ def made(name, backbone=None): return recipe(name, **dict(backbone=backbone) if 
 @pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('backbone', [None, 'stem', 'patchify'])
 def test_parts(name, backbone):
-    "They sum to the total; more tokens are never less work; the ratio matters to encoder and decoder alone, and to nobody where nothing is sampled."
+    """They sum to the total; more tokens are never less work; the ratio matters to encoder and decoder alone, and to
+    nobody where nothing is sampled."""
     if backbone and name.startswith('benchmarking'): return
     r = made(name, backbone)
     found = [flops(r, ratio, 800, 1333) for ratio in (.02, .25, .5, .75, 1.)]
@@ -30,18 +32,20 @@ def test_parts(name, backbone):
     assert changed == ({'encoder', 'decoder'} if r.backbone in SAMPLED else set())
     for few, many in zip(found, found[1:]): assert all(few[part] < many[part] for part in changed)
 
-def test_every_backbone_has_a_formula(): assert module.BACKBONES.keys() == BACKBONES.keys()
+def test_every_backbone_has_a_formula():
+    assert module.BACKBONES.keys() == BACKBONES.keys()
 
 def test_the_encoder_is_linear_but_for_its_comparisons():
-    linear = lambda tokens: blocks(tokens, 768, 12, among=1)
+    def linear(tokens): return blocks(tokens, 768, 12, among=1)
     assert [linear(n)/linear(100) for n in (200, 300, 400)] == [2, 3, 4]
-    compared = lambda tokens: blocks(tokens, 768, 12) - 12*tokens*(12*768**2 + 10*768)
+    def compared(tokens): return blocks(tokens, 768, 12) - 12*tokens*(12*768**2 + 10*768)
     assert compared(400) == 4*compared(200) == 16*compared(100)
 
 def test_heads_depend_on_what_was_found_alone():
     one, two = (flops(BASE, .5, 800, 1333, proposals=n, detections=3*n) for n in (10, 20))
     other = flops(BASE, .5, 96, 64, proposals=10, detections=30)
-    assert {part for part in PARTS if one[part] != two[part]} == {'boxes', 'masks'} and [two[p]/one[p] for p in ('boxes', 'masks')] == [2, 2]
+    assert {part for part in PARTS if one[part] != two[part]} == {'boxes', 'masks'}
+    assert [two[p]/one[p] for p in ('boxes', 'masks')] == [2, 2]
     assert [one[p] for p in ('boxes', 'masks')] == [other[p] for p in ('boxes', 'masks')]
     assert flops(BASE, .5, 800, 1333)['boxes'] == flops(BASE, .5, 800, 1333, proposals=1000)['boxes']
 
@@ -56,7 +60,8 @@ def test_without_a_transformer():
     "Only the map to the decoder's width is left; with patches in its place, only the stem is another."
     whole, stem, patchify = (flops(made(BASE, b), 1., 800, 1333) for b in ('mimdet', 'stem', 'patchify'))
     assert stem['encoder'] == 0 and stem['decoder'] == 4200*(768*512 + 5*512)
-    assert {p for p in PARTS if whole[p] != stem[p]} == {'encoder', 'decoder'} and {p for p in PARTS if whole[p] != patchify[p]} == {'stem'}
+    assert {p for p in PARTS if whole[p] != stem[p]} == {'encoder', 'decoder'}
+    assert {p for p in PARTS if whole[p] != patchify[p]} == {'stem'}
     assert flops(replace(recipe(BASE), decoder_depth=0), 1., 800, 1333)['decoder'] == stem['decoder']
 
 def test_mistakes():
@@ -65,19 +70,30 @@ def test_mistakes():
     with pytest.raises(MimdetError, match='unknown recipe'): flops('mimdet_bas', 1., 800, 1333)
     r = recipe(BASE)
     object.__setattr__(r, 'backbone', 'swin')
-    with pytest.raises(MimdetError, match="backbone='swin' has no formula; there are mimdet") as e: flops(r, 1., 800, 1333)
+    with pytest.raises(MimdetError, match="backbone='swin' has no formula; there are mimdet") as e:
+        flops(r, 1., 800, 1333)
     assert '\n' not in str(e.value)
 
 def test_no_torch_for_the_formula():
-    code = 'import sys; from mimdet.measure.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., 800, 1333); sys.exit(", ".join({"torch", "timm", "detectron2", "fvcore"} & set(sys.modules)) or 0)'
+    code = ('import sys; from mimdet.measure.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., 800, 1333); '
+            'sys.exit(", ".join({"torch", "timm", "detectron2", "fvcore"} & set(sys.modules)) or 0)')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).returncode == 0
 
 # --- beside fvcore ---
 
-CASES = [(made(name), ratio) for name, ratios in ((TINY, (.02, .25, .5, 1.)), (TINY2, (.25, 1.)), (BASELINE, (1.,))) for ratio in ratios]
-CASES += [(made(TINY, 'patchify'), .26), (made(TINY2, 'patchify'), 1.), (made(TINY, 'stem'), 1.), (replace(recipe(TINY), decoder_depth=0), .5), (replace(recipe(TINY2), decoder_depth=4), .5)]
+RATIOS = {TINY: (.02, .25, .5, 1.), TINY2: (.25, 1.), BASELINE: (1.,)}
+CASES = [(made(name), ratio) for name, ratios in RATIOS.items() for ratio in ratios]
+CASES += [
+    (made(TINY, 'patchify'), .26),
+    (made(TINY2, 'patchify'), 1.),
+    (made(TINY, 'stem'), 1.),
+    (replace(recipe(TINY), decoder_depth=0), .5),
+    (replace(recipe(TINY2), decoder_depth=4), .5),
+]
 
-@pytest.mark.parametrize('r, ratio', CASES, ids=lambda v: v if isinstance(v, float) else f'{v.backbone}-{v.fill}-{v.decoder_depth}')
+def label(v): return v if isinstance(v, float) else f'{v.backbone}-{v.fill}-{v.decoder_depth}'
+
+@pytest.mark.parametrize('r, ratio', CASES, ids=label)
 def test_fvcore_agrees(r, ratio):
     "Part by part, within 1 %; but for the pasting of masks to the last one."
     found = agreement(r, ratio, 90, 150)
@@ -88,7 +104,8 @@ def test_fvcore_agrees(r, ratio):
 
 def test_fvcore_agrees_on_all_that_a_larger_recipe_has():
     "Four levels and one more, box convolutions, batch norms in both heads: a narrow model with the structure of base."
-    r = replace(recipe(BASE), dim=64, depth=3, heads=2, decoder_dim=32, decoder_heads=2, img_size=64, channels=32, mask_channels=24, box_fc=64, proposals=(40, 20), classes=5)
+    r = replace(recipe(BASE), dim=64, depth=3, heads=2, decoder_dim=32, decoder_heads=2, img_size=64,
+                channels=32, mask_channels=24, box_fc=64, proposals=(40, 20), classes=5)
     found = agreement(r, .5, 100, 140)
     assert {p: found['counted'][p] for p in PARTS[:-1]} == {p: found['formula'][p] for p in PARTS[:-1]}
     assert found['counted']['total'] == pytest.approx(found['formula']['total'], rel=.01)
@@ -97,5 +114,6 @@ def test_fvcore_agrees_on_all_that_a_larger_recipe_has():
 
 def test_known():
     row = known(TINY, .25, 64, 96)
-    assert row == dict(recipe=TINY, size='tiny', backbone='mimdet', ratio=.25, height=64, width=96, tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, 64, 96))
+    assert row == dict(recipe=TINY, size='tiny', backbone='mimdet', ratio=.25, height=64, width=96,
+                       tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, 64, 96))
     assert known('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050 and known(BASELINE, .25)['ratio'] == 1.
