@@ -9,11 +9,10 @@ import mimdet.base.compat
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from mimdet.data import augment, datasets, stream
-from mimdet.measure.probes import (best_scores, c4_variance, sampling_agreement, averaged, fit_stem_alone, member_seed,
-                                   sampling)
+from mimdet.measure.probes import best_scores, c4_variance, fit_stem_alone, sampling_agreement
 from mimdet.base.core import MimdetError, sha256
 from mimdet.study.records import read_record
-from mimdet.detector import build
+from mimdet.detector import build, member_seed
 from mimdet.measure.evaluate import evaluate
 from mimdet.measure.predict import examples
 from mimdet.training.pretrain import autoencoder, pretrain
@@ -116,7 +115,7 @@ def test_autoencoder_with_a_deeper_decoder(emoji, tmp_path):
 # --- ensembles ---
 
 def c4(model, loader, samples=1):
-    with torch.no_grad(), averaged(model, samples):
+    with torch.no_grad(), model.sampled(members=samples):
         tensors = (model.preprocess_image(batch).tensor for batch in loader)
         return torch.cat([model.backbone.bottom_up(tensor)['c4'] for tensor in tensors])
 
@@ -130,16 +129,16 @@ def loader(val): return loader_of(val, 3)
 @pytest.mark.parametrize('backbone', ['mimdet', 'patchify'])
 def test_ensemble(backbone, strategy, loader):
     model = model_of(backbone=backbone)
-    with sampling(model, 0.25, strategy, seed=5):
+    with model.sampled(0.25, strategy=strategy, seed=5):
         members = []
         for m in range(4):
-            with sampling(model, seed=member_seed(5, m)): members.append(c4(model, loader))
+            with model.sampled(seed=member_seed(5, m)): members.append(c4(model, loader))
         assert not any(torch.equal(*pair) for pair in combinations(members, 2))
         for k in (1, 2, 4):
             expected = torch.stack(members[:k]).mean(0)
             torch.testing.assert_close(c4(model, loader, k), expected, atol=1e-5, rtol=1e-4)
         assert torch.equal(c4(model, loader), members[0])
-    with sampling(model, 1.):
+    with model.sampled(1.):
         torch.testing.assert_close(c4(model, loader, 3), c4(model, loader), atol=1e-5, rtol=1e-4)
 
 def test_stem_and_heads_run_once(loader):
@@ -149,30 +148,29 @@ def test_stem_and_heads_run_once(loader):
                  heads=model.roi_heads)
     for name, part in parts.items():
         part.register_forward_hook(lambda *_, name=name: runs.append(name))
-    with torch.no_grad(), averaged(model, 3): model(next(iter(loader)))
+    with torch.no_grad(), model.sampled(members=3): model(next(iter(loader)))
     assert {name: runs.count(name) for name in runs} == dict(stem=1, encoder=3, decoder=3, heads=1)
 
 def test_ensemble_leaves_the_model_as_it_was(loader):
     model = model_of()
     before, attributes = c4(model, loader), set(vars(model))
-    with pytest.raises(ZeroDivisionError), averaged(model, 2): 1/0
+    with pytest.raises(ZeroDivisionError), model.sampled(members=2): 1/0
     assert torch.equal(c4(model, loader), before) and set(vars(model)) == attributes
-    assert 'complete' not in vars(model.backbone.bottom_up)
 
 @pytest.mark.parametrize('model', [dict(backbone='stem'), dict(recipe='benchmarking_tiny_25ep')])
 def test_nothing_to_sample(model, val, loader):
     model = model_of(**model)
-    with averaged(model, 1): pass
+    with model.sampled(members=1): pass
     for work in (lambda: c4(model, loader, 2), lambda: evaluate(model, val, config(TINY).data, samples=2)):
         with pytest.raises(MimdetError, match='samples no tokens'): work()
     with pytest.raises(MimdetError, match='no sample ratio'): c4_variance(model, loader, [0.5])
 
 def test_samples_of_a_row(val):
     settings, model = config(TINY).data, model_of()
-    plain, mean = (evaluate(model, val, settings, 0.25, seed=1, **more)
+    plain, mean = (evaluate(model, val, settings, ratio=0.25, seed=1, **more)
                    for more in ({}, dict(samples=2)))
     assert (plain['samples'], mean['samples']) == (1, 2) and plain['bbox'] != mean['bbox']
-    assert evaluate(model, val, settings, 0.25, seed=1, samples=1)['bbox'] == plain['bbox']
+    assert evaluate(model, val, settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
     with pytest.raises(MimdetError, match='samples=0 must be at least 1'):
         evaluate(model, val, settings, samples=0)
 
@@ -199,7 +197,7 @@ def test_variance_is_of_the_images_not_of_the_batches(val):
 def test_variance_by_its_definition(loader):
     model, maps = model_of(), {}
     for ratio in (0.5, 1.):
-        with sampling(model, ratio, seed=3): maps[ratio] = c4(model, loader).double()
+        with model.sampled(ratio, seed=3): maps[ratio] = c4(model, loader).double()
     whole = maps[1.]
     moved = (maps[0.5] - whole).square().sum()
     spread = (whole - whole.mean((0, 2, 3), keepdim=True)).square().sum()

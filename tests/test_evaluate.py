@@ -12,7 +12,6 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json # after
 from detectron2.structures import Boxes, Instances
 from mimdet.measure.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate
 from mimdet.measure.predict import predict_pictures
-from mimdet.measure.probes import sampling
 from mimdet.recipes import config
 
 CFG = config('mimdet_tiny_v1_sr0.5_3x', classes=3)
@@ -200,7 +199,7 @@ def found_by(model, info, batch):
 @pytest.mark.parametrize('ratio', [.25, 1.])
 def test_a_batch_changes_nothing(ratio, model, mixed):
     "The same tokens, and the same detections within rounding: 0.01 pixels, 1e-5 in the score."
-    with sampling(model, ratio): (alone, tokens), (together, same_tokens) = (found_by(model, mixed, batch) for batch in (1, 4))
+    with model.sampled(ratio): (alone, tokens), (together, same_tokens) = (found_by(model, mixed, batch) for batch in (1, 4))
     assert tokens == same_tokens and len(tokens) == len(SIZES)
     assert [r['image_id'] for r in alone] == [r['image_id'] for r in together]
     for one, other in zip(alone, together):

@@ -1,8 +1,10 @@
 """Recipes: the number of parameters by arithmetic is that of the detector which is built."""
+from dataclasses import replace
 import pytest, torch
 from mimdet.base.core import MimdetError
 from mimdet.detector import build
-from mimdet.recipes import BACKBONES, config, names, parameter_count, parameters, recipe
+from mimdet.recipes import config, names, parameter_count, parameters, recipe
+from mimdet.registry import BACKBONES
 
 TINY, BASE, BASELINE = 'mimdet_tiny_v1_sr0.5_3x', 'mimdet_base_v2_sr0.5_3x', 'benchmarking_tiny_25ep'
 
@@ -40,6 +42,11 @@ def test_parts():
 def test_unknown_fill():
     with pytest.raises(MimdetError, match="unknown fill='x'; there are mask_token, stem"): parameter_count(TINY, fill='x')
 
-def test_a_backbone_without_a_formula(monkeypatch):
-    monkeypatch.setitem(BACKBONES, 'mine', 'a.Backbone')
-    with pytest.raises(MimdetError, match="backbone='mine' has no formula"): parameter_count(TINY, backbone='mine')
+def test_a_backbone_by_its_entry(monkeypatch):
+    "Recipes, configurations and counts need the entry alone."
+    monkeypatch.setitem(BACKBONES, 'mine', replace(BACKBONES['stem'], rates='benchmarking', channels=lambda r: [r.dim]*4))
+    changed = recipe(TINY, backbone='mine')
+    assert (changed.design, config(TINY, backbone='mine').optimizer.groups) == ('mine', 'benchmarking')
+    assert config(TINY, backbone='mine').model.backbone.bottom_up == config(TINY, backbone='stem').model.backbone.bottom_up
+    before, after = parameters(recipe(TINY, backbone='stem')), parameters(changed)
+    assert {part for part in before if before[part] != after[part]} == {'pyramid'}
