@@ -111,7 +111,8 @@ def workers_that_fit(
 def handed_over(
     samples, # a batch: tensors and detectron2's structures in lists and dictionaries
 ):
-    "In a loading process, move tensors to shared memory. The thread that sends them would do it, but only print errors."
+    """In a loading process, move tensors to shared memory.
+    The thread that sends them would do it, but only print errors."""
     if get_worker_info() is None: return samples
     if isinstance(samples, torch.Tensor): samples.share_memory_()
     elif isinstance(samples, (Boxes, BitMasks)): samples.tensor.share_memory_()
@@ -144,7 +145,8 @@ def _of_loading(told):
 
 # %% ../../nbs/data/06_stream.ipynb #4284baec3e
 class Loader(DataLoader):
-    "A `DataLoader` whose batches are lists, which tells in one line what went wrong in a worker, and gives up a stuck one."
+    """A `DataLoader` whose batches are lists, which tells in one line what went wrong in a worker,
+    and gives up a stuck one."""
     def __init__(self, *arguments, num_workers=0, **options):
         patience = PATIENCE if num_workers else 0
         super().__init__(*arguments, num_workers=num_workers, timeout=patience, collate_fn=handed_over, **options)
