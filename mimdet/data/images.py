@@ -89,8 +89,8 @@ def picture_kind(
 
 # %% ../../nbs/data/01_images.ipynb #978720952c
 SIGNS = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', # JPEG, PNG, GIF
-         b'II*\0', b'MM\0*',                      # TIFF
-         b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')  # JPEG 2000
+         b'II*\0', b'MM\0*',                       # TIFF
+         b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')   # JPEG 2000
 
 def is_picture(
     path, # a file

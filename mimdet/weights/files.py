@@ -66,19 +66,6 @@ HARMLESS = [ # types that people keep beside weights, and that do nothing when t
 # %% ../../nbs/weights/01_files.ipynb #de8d2fbbfa
 ZOO = b'\x80\x02}', b'\x80\x03}', b'\x80\x04\x95', b'\x80\x05\x95' # a plain pickle of a dictionary
 
-def read_checkpoint(
-    path,            # .pth, .pt, .ckpt or .bin
-    mmap:bool=False, # leave tensors on disk until they are used, where the file allows it
-):                   # what was saved: plain data and tensors, on the CPU
-    """A pickled checkpoint, read as data.
-    Raises `MimdetError` if it is damaged, not a checkpoint, or holds more than plain data."""
-    file_format(path)
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except Exception as e: # torch raises errors of every kind for damaged files
-        raise MimdetError(f'{path} {_why_not(path, e)}') from None
-
 def _why_not(path, error):
     "Why torch did not read a file."
     with open(path, 'rb') as f: start = f.read(4)
@@ -92,6 +79,20 @@ def _why_not(path, error):
     if unpickling: return 'is damaged or not a checkpoint'
     told = str(error).splitlines() or [type(error).__name__]
     return f'is damaged or cut short: {told[0]}'
+
+# %% ../../nbs/weights/01_files.ipynb #9e4715837f
+def read_checkpoint(
+    path,            # .pth, .pt, .ckpt or .bin
+    mmap:bool=False, # leave tensors on disk until they are used, where the file allows it
+):                   # what was saved: plain data and tensors, on the CPU
+    """A pickled checkpoint, read as data.
+    Raises `MimdetError` if it is damaged, not a checkpoint, or holds more than plain data."""
+    file_format(path)
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except Exception as e: # torch raises errors of every kind for damaged files
+        raise MimdetError(f'{path} {_why_not(path, e)}') from None
 
 # %% ../../nbs/weights/01_files.ipynb #c5ee713258
 COUNTERS = 'n_averaged', 'initted', 'step', 'num_updates', 'decay' # that moving averages keep among the weights
@@ -108,9 +109,15 @@ def unwrapped(
         stripped += prefix
     return weights, stripped
 
-# %% ../../nbs/weights/01_files.ipynb #07-03a81a2c
+# %% ../../nbs/weights/01_files.ipynb #db6666f38c
 INSIDE = 'model', 'state_dict', 'model_state_dict', 'model_ema', 'state_dict_ema', 'ema' # under which weights are kept
 
+def _are_weights(content):
+    "Is it a dictionary of tensors, and of nothing else?"
+    if not isinstance(content, dict) or not content: return False
+    return all(isinstance(v, torch.Tensor) and isinstance(k, str) for k, v in content.items())
+
+# %% ../../nbs/weights/01_files.ipynb #07-03a81a2c
 def read_wrapped(
     path, # .pth, .pt, .ckpt, .bin or .safetensors
 )->tuple: # (parameter name -> tensor, on the CPU; what wrappers had put before all names)
@@ -129,11 +136,6 @@ def read_wrapped(
         raise MimdetError(f'{path} holds no weights: expected a dictionary of tensors, '
                           f'possibly under {", ".join(map(repr, INSIDE))}')
     return unwrapped(content)
-
-def _are_weights(content):
-    "Is it a dictionary of tensors, and of nothing else?"
-    if not isinstance(content, dict) or not content: return False
-    return all(isinstance(v, torch.Tensor) and isinstance(k, str) for k, v in content.items())
 
 def read_weights(
     path, # .pth, .pt, .ckpt, .bin or .safetensors

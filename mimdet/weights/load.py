@@ -184,6 +184,9 @@ def load_mae(
     return report
 
 # %% ../../nbs/weights/03_load.ipynb #fc8e1fa0ed
+CONSTANTS = (r'pixel_mean', r'pixel_std',
+             r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
+
 def _recipe(found):
     if found.size not in SIZES.values() or found.design not in ('v1', 'v2', 'benchmarking'):
         return 'no recipe here has that backbone'
@@ -191,9 +194,6 @@ def _recipe(found):
     return f'choose a recipe mimdet_{found.size}_{found.design}_*'
 
 # %% ../../nbs/weights/03_load.ipynb #36-34b4e593
-CONSTANTS = (r'pixel_mean', r'pixel_std',
-             r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
-
 def load_detector(
     model,               # a `Detector`
     path,                # its weights
