@@ -21,12 +21,15 @@ class _MissingExtension(types.ModuleType):
     __file__ = None
     def __getattr__(self, name):
         if name.startswith('__'): raise AttributeError(name)
-        raise ImportError(f'detectron2._C.{name} needs a compiled detectron2; this one is pure Python (build it from its repository, or use conda-forge)')
+        raise ImportError(f'detectron2._C.{name} needs a compiled detectron2; this one is pure Python '
+                          '(build it from its repository, or use conda-forge)')
     def get_compiler_version(self): return 'not compiled'
     def get_cuda_version(self): return 'not compiled'
     def has_cuda(self): return False
 
-if not COMPILED: sys.modules['detectron2._C'] = _MissingExtension('detectron2._C', 'Stand-in: detectron2 was installed without its extension.')
+if not COMPILED:
+    sys.modules['detectron2._C'] = _MissingExtension(
+        'detectron2._C', 'Stand-in: detectron2 was installed without its extension.')
 
 # %% ../../nbs/base/03_compat.ipynb #09-f2890ded
 with warnings.catch_warnings():
@@ -39,7 +42,8 @@ from detectron2.engine import hooks
 class _SampleFromSets(random.Random):
     "A generator whose `sample` takes sets, as Python's own did before 3.11."
     def sample(self, population, k, **kwargs):
-        return super().sample(sorted(population) if isinstance(population, (set, frozenset)) else population, k, **kwargs)
+        if isinstance(population, (set, frozenset)): population = sorted(population)
+        return super().sample(population, k, **kwargs)
 
 _map_dataset_init = MapDataset.__init__
 def _init_with_set_sampling(self, dataset, map_func):
@@ -53,8 +57,12 @@ class _ResumableLRScheduler(hooks.LRScheduler):
     def state_dict(self): return self.scheduler.state_dict()
     def load_state_dict(self, state): self.scheduler.load_state_dict(state)
 
-if not issubclass(torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler._LRScheduler): hooks.LRScheduler = _ResumableLRScheduler
+if not issubclass(torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler._LRScheduler):
+    hooks.LRScheduler = _ResumableLRScheduler
 
 # %% ../../nbs/base/03_compat.ipynb #18-4f089ff7
-for message in ('torch.meshgrid: in an upcoming release', 'TypedStorage is deprecated', '`broadcast_buffers` is deprecated', 'Grad strides do not match bucket view'):
+for message in ('torch.meshgrid: in an upcoming release',
+                'TypedStorage is deprecated',
+                '`broadcast_buffers` is deprecated',
+                'Grad strides do not match bucket view'):
     warnings.filterwarnings('ignore', message)

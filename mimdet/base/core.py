@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MASKS_AN_IMAGE', 'MimdetError', 'say_once', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256',
            'config_hash', 'plain_sha256', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'released_files',
-           'safetensors_metadata', 'released', 'complaining', 'command', 'cpu_name', 'usable_cores', 'shared_memory',
-           'hardware', 'peak_memory_mb', 'pick_device', 'encode_bytes', 'decode_bytes']
+           'safetensors_metadata', 'released', 'complaining', 'command', 'cpu_name', 'usable_cores', 'hardware',
+           'peak_memory_mb', 'shared_memory', 'pick_device', 'encode_bytes', 'decode_bytes']
 
 # %% ../../nbs/base/01_core.ipynb #eb6d51893c
 import base64, hashlib, json, logging, os, platform, resource, sys
@@ -122,7 +122,8 @@ def complaining(
     "A user's mistake inside the block exits with 2 and one line."
     logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
     for stream in (sys.stdout, sys.stderr): # names may hold what the terminal's encoding lacks
-        with suppress(AttributeError, OSError): stream.reconfigure(errors='replace') # a notebook's streams cannot, and need not
+        # a notebook's streams cannot, and need not
+        with suppress(AttributeError, OSError): stream.reconfigure(errors='replace')
     try: yield
     except BrokenPipeError: # the reader has seen enough, as in `mimdet_models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,6 +132,7 @@ def complaining(
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
 
+# %% ../../nbs/base/01_core.ipynb #0d6ed0fa23
 def command(func):
     "Make `func` a console command: options from its signature; a user's mistake exits with 2 and one line."
     from fastcore.script import anno_parser
@@ -150,7 +152,7 @@ def _underscored(option):
     name, *value = option.split('=', 1)
     return '='.join(['--' + name[2:].replace('-', '_'), *value])
 
-# %% ../../nbs/base/01_core.ipynb #28-3917623f
+# %% ../../nbs/base/01_core.ipynb #a762a48f44
 def cpu_name()->str:
     "The processor's model name."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -160,15 +162,6 @@ def cpu_name()->str:
 def usable_cores()->int:
     "CPU cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-MASKS_AN_IMAGE = 20 # for which a loading process has room; COCO has 7 objects an image
-
-def shared_memory(
-    batch:int,  # images at a time
-    pixels:int, # of an image
-)->int:         # bytes
-    "What one loading process needs of /dev/shm, where it puts two batches ahead."
-    return 2*batch*pixels*(3 + MASKS_AN_IMAGE)
 
 def hardware(
     device:str='cpu', # a torch device
@@ -181,11 +174,23 @@ def hardware(
         found['gpu'] = torch.cuda.get_device_name(device)
     return found
 
+# %% ../../nbs/base/01_core.ipynb #28-3917623f
 def peak_memory_mb()->int:
     "Largest resident memory of this process so far, in MB."
-    try: status = Path('/proc/self/status').read_text() # what the process itself held; getrusage's number can come from its parent
+    # what the process itself held; getrusage's number can come from its parent
+    try: status = Path('/proc/self/status').read_text()
     except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024**2 # macOS, in bytes
     return int(status.split('VmHWM:')[1].split()[0]) // 1024
+
+# %% ../../nbs/base/01_core.ipynb #26e5198f76
+MASKS_AN_IMAGE = 20 # for which a loading process has room; COCO has 7 objects an image
+
+def shared_memory(
+    batch:int,  # images at a time
+    pixels:int, # of an image
+)->int:         # bytes
+    "What one loading process needs of /dev/shm, where it puts two batches ahead."
+    return 2*batch*pixels*(3 + MASKS_AN_IMAGE)
 
 # %% ../../nbs/base/01_core.ipynb #05-5f6bb573
 def pick_device(
@@ -196,7 +201,8 @@ def pick_device(
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name == 'cuda' and 'LOCAL_RANK' in os.environ: name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as e: raise MimdetError(f'device {name!r} is not available: {str(e).splitlines()[0]}') from None
+    except (RuntimeError, AssertionError) as e:
+        raise MimdetError(f'device {name!r} is not available: {str(e).splitlines()[0]}') from None
     return name
 
 # %% ../../nbs/base/01_core.ipynb #35-fea3dc42

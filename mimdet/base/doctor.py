@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETUP', 'INSTEAD', 'COCO_IMAGES', 'WORKERS', 'IMAGES', 'PIXELS', 'CHECKS', 'Finding', 'check_python', 'one_line',
-           'installed', 'check_import', 'check_requirements', 'check_torch', 'check_devices', 'gpus',
+           'installed', 'check_import', 'check_requirements', 'gpus', 'check_devices', 'check_torch',
            'check_detectron2', 'check_tool', 'check_datasets', 'check_room', 'check_disk', 'free_memory',
-           'check_memory', 'check_shared_memory', 'check_writable', 'check_folders', 'examine', 'show']
+           'check_memory', 'check_shared_memory', 'check_writable', 'check_folders', 'show', 'examine']
 
 # %% ../../nbs/base/04_doctor.ipynb #02-55c04afc
 import importlib, importlib.metadata, os, shutil, subprocess, sys, tempfile
@@ -24,14 +24,16 @@ class Finding(NamedTuple):
 
 SETUP = 'remove the environment (.venv) and make it anew: make setup'
 
-# %% ../../nbs/base/04_doctor.ipynb #07-c216fafd
+# %% ../../nbs/base/04_doctor.ipynb #1238611d4e
 def check_python(
     version=sys.version_info, # of the running interpreter
 )->Finding:
     "Python 3.11 or newer."
     text = f'{".".join(map(str, version[:3]))}, {sys.executable}'
-    return Finding('ok', 'Python', text) if version >= (3, 11) else Finding('wrong', 'Python', text, 'install 3.11 or newer, then make PYTHON=... setup')
+    if version >= (3, 11): return Finding('ok', 'Python', text)
+    return Finding('wrong', 'Python', text, 'install 3.11 or newer, then make PYTHON=... setup')
 
+# %% ../../nbs/base/04_doctor.ipynb #07-c216fafd
 def one_line(error)->str:
     "An exception as one short line."
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
@@ -52,11 +54,15 @@ def check_import(
     "Does a module import?"
     found = installed(*(distributions or (module,)))
     try: loaded = importlib.import_module(module)
-    except Exception as e: return Finding('wrong', module, f'{found or "not installed"}: {one_line(e)}' if found else 'not installed', SETUP)
-    return Finding('ok', module, found or f'{getattr(loaded, "__version__", "version unknown")}, {Path(loaded.__file__).parent}')
+    except Exception as e:
+        return Finding('wrong', module, f'{found}: {one_line(e)}' if found else 'not installed', SETUP)
+    if found: return Finding('ok', module, found)
+    version = getattr(loaded, '__version__', 'version unknown')
+    return Finding('ok', module, f'{version}, {Path(loaded.__file__).parent}')
 
 # %% ../../nbs/base/04_doctor.ipynb #12-060bf169
-INSTEAD = {'pb1-detectron2': ['detectron2'], 'opencv-python-headless': ['opencv-python', 'opencv-contrib-python']} # what serves as well
+INSTEAD = {'pb1-detectron2': ['detectron2'], # what serves as well
+           'opencv-python-headless': ['opencv-python', 'opencv-contrib-python']}
 
 def check_requirements(
     requirements=None, # as in pyproject.toml; default: those of the installed mimdet
@@ -72,15 +78,18 @@ def check_requirements(
 def _unmet(requirement):
     found = installed(requirement.name)
     if not found: return '' if installed(*INSTEAD.get(requirement.name, [])) else f'{requirement.name} is not installed'
-    return '' if requirement.specifier.contains(found.split()[-1], prereleases=True) else f'{found} is not {requirement.specifier}'
+    if requirement.specifier.contains(found.split()[-1], prereleases=True): return ''
+    return f'{found} is not {requirement.specifier}'
+
+# %% ../../nbs/base/04_doctor.ipynb #bbbe2427f6
+def gpus(driver)->list:
+    "GPUs that the driver's own command lists."
+    try: listed = subprocess.run([driver, '-L'], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired): return []
+    if listed.returncode != 0: return []
+    return [line.split(' (UUID')[0] for line in listed.stdout.splitlines() if line.startswith('GPU')]
 
 # %% ../../nbs/base/04_doctor.ipynb #15-48f4796a
-def check_torch()->list:
-    "torch, torchvision, and the devices that torch sees."
-    findings = [check_import('torch')]
-    if findings[0].level == 'wrong': return findings
-    return [*findings, check_import('torchvision'), *check_devices()]
-
 def check_devices(
     driver='nvidia-smi', # the command that lists NVIDIA's GPUs
 )->list:
@@ -90,25 +99,29 @@ def check_devices(
     findings = [Finding('ok', 'CPU', f'{cpu_name()}, {cores} cores, torch uses {torch.get_num_threads()} threads')]
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
-        findings.append(Finding('ok', f'cuda:{i}', f'{card.name}, {card.total_memory/1e9:.0f} GB, CUDA {torch.version.cuda}'))
+        about = f'{card.name}, {card.total_memory/1e9:.0f} GB, CUDA {torch.version.cuda}'
+        findings.append(Finding('ok', f'cuda:{i}', about))
     if len(findings) > 1: return findings
     cards = gpus(driver)
     if not cards: return [*findings, Finding('note', 'CUDA', 'no GPU: everything runs on the CPU')]
-    return [*findings, Finding('note', 'CUDA', f'torch (for CUDA {torch.version.cuda}) does not see {cards[0]}',
-                               'update the driver, or install a torch for its CUDA version; check CUDA_VISIBLE_DEVICES')]
+    unseen = f'torch (for CUDA {torch.version.cuda}) does not see {cards[0]}'
+    way_out = 'update the driver, or install a torch for its CUDA version; check CUDA_VISIBLE_DEVICES'
+    return [*findings, Finding('note', 'CUDA', unseen, way_out)]
 
-def gpus(driver)->list:
-    "GPUs that the driver's own command lists."
-    try: listed = subprocess.run([driver, '-L'], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return []
-    return [line.split(' (UUID')[0] for line in listed.stdout.splitlines() if line.startswith('GPU')] if listed.returncode == 0 else []
+# %% ../../nbs/base/04_doctor.ipynb #e8f35f4e9e
+def check_torch()->list:
+    "torch, torchvision, and the devices that torch sees."
+    findings = [check_import('torch')]
+    if findings[0].level == 'wrong': return findings
+    return [*findings, check_import('torchvision'), *check_devices()]
 
 # %% ../../nbs/base/04_doctor.ipynb #20-bff172e6
 def check_detectron2()->Finding:
     "Which detectron2, compiled or not."
     found = installed('detectron2', 'pb1-detectron2')
     try: importlib.import_module('mimdet.base.compat')
-    except Exception as e: return Finding('wrong', 'detectron2', f'{found}: {one_line(e)}' if found else 'not installed', SETUP)
+    except Exception as e:
+        return Finding('wrong', 'detectron2', f'{found}: {one_line(e)}' if found else 'not installed', SETUP)
     extension = getattr(importlib.import_module('detectron2._C'), '__file__', None)
     return Finding('ok', 'detectron2', f'{found or "version unknown"}, {"compiled" if extension else "pure Python"}')
 
@@ -124,32 +137,40 @@ def check_tool(
     except (OSError, subprocess.TimeoutExpired) as e: return Finding(level, name, f'{path}: {one_line(e)}')
     return Finding('ok', name, f'{version.splitlines()[0] if version else "version unknown"}, {path}')
 
-# %% ../../nbs/base/04_doctor.ipynb #26-d60e73ad
-COCO_IMAGES = dict(train2017=118287, val2017=5000)
-
-def check_datasets(
-    folder=None, # default: `datasets_dir()`
-)->list:
-    "COCO and other data sets below a folder."
-    folder = Path(folder or datasets_dir())
-    if not folder.is_dir(): return [Finding('note', 'data sets', f'no folder {folder}', 'set DETECTRON2_DATASETS to where yours are; make reproduce makes its own')]
-    others = [Finding('ok', 'data set', f'{p}: {_describe(p)}') for p in sorted(folder.iterdir()) if p.name != 'coco' and _describe(p)]
-    return [_coco_split(folder/'coco', split, n) for split, n in COCO_IMAGES.items()] + others
-
-def _coco_split(coco, split, expected):
-    missing = [p for p in (coco/'annotations'/f'instances_{split}.json', coco/split) if not p.exists()]
-    if len(missing) == 2: return Finding('note', split, f'no COCO {split} in {coco}', 'only needed for the paper\'s own numbers')
-    if missing: return Finding('note', split, f'no {missing[0]}', 'unpack it there')
-    count = sum(1 for entry in os.scandir(coco/split) if entry.name.endswith('.jpg'))
-    return Finding('ok' if count == expected else 'note', split, f'{count} of {expected} images in {coco/split}', '' if count == expected else 'unpack it again')
-
+# %% ../../nbs/base/04_doctor.ipynb #0d63c3ad8d
 def _describe(folder):
     "What a folder holds if it is a data set, else nothing."
     if not folder.is_dir(): return ''
     annotations = [*folder.glob('annotations/*.json'), *folder.glob('*.json')]
     return ', '.join(sorted(p.name for p in annotations))[:100]
 
-# %% ../../nbs/base/04_doctor.ipynb #29-fc445c1e
+# %% ../../nbs/base/04_doctor.ipynb #26-d60e73ad
+COCO_IMAGES = dict(train2017=118287, val2017=5000)
+
+def _coco_split(coco, split, expected):
+    missing = [p for p in (coco/'annotations'/f'instances_{split}.json', coco/split) if not p.exists()]
+    if len(missing) == 2:
+        return Finding('note', split, f'no COCO {split} in {coco}', 'only needed for the paper\'s own numbers')
+    if missing: return Finding('note', split, f'no {missing[0]}', 'unpack it there')
+    count = sum(1 for entry in os.scandir(coco/split) if entry.name.endswith('.jpg'))
+    text = f'{count} of {expected} images in {coco/split}'
+    if count == expected: return Finding('ok', split, text)
+    return Finding('note', split, text, 'unpack it again')
+
+# %% ../../nbs/base/04_doctor.ipynb #64b9457fd9
+def check_datasets(
+    folder=None, # default: `datasets_dir()`
+)->list:
+    "COCO and other data sets below a folder."
+    folder = Path(folder or datasets_dir())
+    if not folder.is_dir():
+        way_out = 'set DETECTRON2_DATASETS to where yours are; make reproduce makes its own'
+        return [Finding('note', 'data sets', f'no folder {folder}', way_out)]
+    others = [Finding('ok', 'data set', f'{p}: {_describe(p)}')
+              for p in sorted(folder.iterdir()) if p.name != 'coco' and _describe(p)]
+    return [_coco_split(folder/'coco', split, n) for split, n in COCO_IMAGES.items()] + others
+
+# %% ../../nbs/base/04_doctor.ipynb #003930a1b8
 def check_room(
     name:str,     # of the resource
     free:float,   # bytes
@@ -166,21 +187,28 @@ def check_disk(
     folder='.', # where runs are kept
 )->Finding:
     "Free disk space."
-    return check_room('disk', shutil.disk_usage(folder).free, 10, 1, 'free some disk space; make clean-runs removes checkpoints and logs')
+    free = shutil.disk_usage(folder).free
+    return check_room('disk', free, 10, 1, 'free some disk space; make clean-runs removes checkpoints and logs')
 
+# %% ../../nbs/base/04_doctor.ipynb #21754e82d0
 def free_memory()->int:
     "Memory that a new process may take, in bytes, container limits heeded."
     pages = os.sysconf('SC_AVPHYS_PAGES') if 'SC_AVPHYS_PAGES' in os.sysconf_names else os.sysconf('SC_PHYS_PAGES')
     bounds = [pages * os.sysconf('SC_PAGE_SIZE')]
-    meminfo, limit, used = Path('/proc/meminfo'), Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
-    if meminfo.exists(): bounds = [int(line.split()[1])*1024 for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable')]
-    if limit.exists() and limit.read_text().strip() != 'max': bounds.append(int(limit.read_text()) - int(used.read_text()))
+    meminfo = Path('/proc/meminfo')
+    if meminfo.exists():
+        bounds = [int(line.split()[1])*1024 for line in meminfo.read_text().splitlines()
+                  if line.startswith('MemAvailable')]
+    limit, used = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
+    if limit.exists() and limit.read_text().strip() != 'max':
+        bounds.append(int(limit.read_text()) - int(used.read_text()))
     return min(bounds)
 
 def check_memory()->Finding:
     "Main memory."
     return check_room('memory', free_memory(), 6, 2, 'close other programs, or set fewer workers and a smaller batch')
 
+# %% ../../nbs/base/04_doctor.ipynb #29-fc445c1e
 WORKERS, IMAGES, PIXELS = 4, 2, 800*1333 # the paper's recipes: loading processes, images a GPU, pixels of an image
 
 def check_shared_memory(
@@ -206,21 +234,45 @@ def check_writable(
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest) as f: f.write(b'x')
-    except OSError as e: return Finding('wrong', name, f'{folder} is not writable: {one_line(e)}', 'choose another folder or mend its permissions')
+    except OSError as e:
+        way_out = 'choose another folder or mend its permissions'
+        return Finding('wrong', name, f'{folder} is not writable: {one_line(e)}', way_out)
     return Finding('ok', name, f'{folder} is writable')
 
 def check_folders()->list:
     "Working, temporary and cache folder."
     cache = os.environ.get('XDG_CACHE_HOME', Path.home()/'.cache')
-    return [check_writable('working folder', Path.cwd()), check_writable('temporary files', tempfile.gettempdir()), check_writable('cache', cache)]
+    folders = {'working folder': Path.cwd(), 'temporary files': tempfile.gettempdir(), 'cache': cache}
+    return [check_writable(name, folder) for name, folder in folders.items()]
+
+# %% ../../nbs/base/04_doctor.ipynb #32dcc3b9d9
+def show(findings)->str:
+    "Findings as aligned lines."
+    width = max(len(f.name) for f in findings)
+    def line(f):
+        way_out = f'\n{"":{width + 6}}  -> {f.way_out}' if f.way_out else ''
+        return f'{f.level:5} {f.name:{width}}  {f.text}{way_out}'
+    return '\n'.join(map(line, findings))
 
 # %% ../../nbs/base/04_doctor.ipynb #35-b06f7c2d
-CHECKS = (check_python, lambda: check_import('mimdet'), check_requirements, check_torch, check_detectron2,
-          lambda: check_import('timm'), lambda: check_import('pycocotools.mask', 'pycocotools'), lambda: check_import('cv2', 'opencv-python-headless', 'opencv-python'),
-          lambda: check_tool('git', 'without it, records do not name the commit'), lambda: check_tool('make', 'needed for make reproduce and make test'),
+CHECKS = (check_python,
+          lambda: check_import('mimdet'),
+          check_requirements,
+          check_torch,
+          check_detectron2,
+          lambda: check_import('timm'),
+          lambda: check_import('pycocotools.mask', 'pycocotools'),
+          lambda: check_import('cv2', 'opencv-python-headless', 'opencv-python'),
+          lambda: check_tool('git', 'without it, records do not name the commit'),
+          lambda: check_tool('make', 'needed for make reproduce and make test'),
           lambda: check_tool('quarto', 'optional, for the documentation'),
-          check_datasets, check_disk, check_memory, check_shared_memory, check_folders)
+          check_datasets,
+          check_disk,
+          check_memory,
+          check_shared_memory,
+          check_folders)
 
+# %% ../../nbs/base/04_doctor.ipynb #991cb3a549
 def examine(
     checks=CHECKS, # functions that give a Finding or a list of them
 )->list:
@@ -231,8 +283,3 @@ def examine(
         except Exception as e: found = Finding('wrong', check.__name__, f'could not be examined: {one_line(e)}', SETUP)
         findings += [found] if isinstance(found, Finding) else found
     return findings
-
-def show(findings)->str:
-    "Findings as aligned lines."
-    width = max(len(f.name) for f in findings)
-    return '\n'.join(f'{f.level:5} {f.name:{width}}  {f.text}' + (f'\n{"":{width + 6}}  -> {f.way_out}' if f.way_out else '') for f in findings)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'QUIET', 'PAPER', 'FRAME', 'FONTS', 'style', 'draw_tokens', 'decode_image', 'sampled_view',
-           'show_image', 'paint', 'draw_objects', 'label_size', 'label_place', 'font_families', 'font_file',
+           'show_image', 'paint', 'label_size', 'label_place', 'draw_objects', 'font_families', 'font_file',
            'literal_text']
 
 # %% ../../nbs/base/02_look.ipynb #c592bf29b9
@@ -25,11 +25,18 @@ INK, QUIET, PAPER, FRAME = '#222222', '#666666', '#ffffff', '#d0d0d0'
 @contextmanager
 def style():
     "The one look of all figures."
-    look = {'figure.facecolor': PAPER, 'axes.facecolor': PAPER, 'savefig.facecolor': PAPER, 'figure.constrained_layout.use': True, 'figure.constrained_layout.w_pad': .08, 'figure.constrained_layout.h_pad': .07, 'figure.dpi': 100,
-            'font.family': 'DejaVu Sans', 'font.size': 9, 'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'legend.fontsize': 8, 'legend.frameon': False,
-            'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': QUIET, 'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-            'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e4e4e4', 'grid.linewidth': .7, 'axes.axisbelow': True,
-            'axes.prop_cycle': plt.cycler(color=PALETTE), 'lines.linewidth': 1.8, 'figure.edgecolor': FRAME, 'savefig.edgecolor': FRAME, 'patch.linewidth': .8}
+    look = {'figure.facecolor': PAPER, 'axes.facecolor': PAPER, 'savefig.facecolor': PAPER,
+            'figure.constrained_layout.use': True, 'figure.constrained_layout.w_pad': .08,
+            'figure.constrained_layout.h_pad': .07, 'figure.dpi': 100,
+            'font.family': 'DejaVu Sans', 'font.size': 9,
+            'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
+            'legend.fontsize': 8, 'legend.frameon': False,
+            'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': QUIET,
+            'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
+            'axes.spines.top': False, 'axes.spines.right': False,
+            'axes.grid': True, 'grid.color': '#e4e4e4', 'grid.linewidth': .7, 'axes.axisbelow': True,
+            'axes.prop_cycle': plt.cycler(color=PALETTE), 'lines.linewidth': 1.8,
+            'figure.edgecolor': FRAME, 'savefig.edgecolor': FRAME, 'patch.linewidth': .8}
     with plt.rc_context(look): yield
 
 # %% ../../nbs/base/02_look.ipynb #10-ae00be71
@@ -41,14 +48,17 @@ def draw_tokens(
 ):
     "Draw a grid of tokens."
     values = np.asarray(values, float)
-    ax.pcolormesh(np.ma.masked_invalid(values), cmap=plt.get_cmap('viridis').with_extremes(bad='#ececec'), edgecolors=PAPER, linewidth=.6)
+    colours = plt.get_cmap('viridis').with_extremes(bad='#ececec')
+    ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, edgecolors=PAPER, linewidth=.6)
     ax.set(aspect='equal', ylim=(len(values), 0))
     ax.set_title(title, fontsize=8)
     ax.axis('off')
     if words is None: return
     middle = (np.nanmin(values) + np.nanmax(values))/2
     for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value): ax.text(column + .5, row + .5, f'{words[row, column]:g}', ha='center', va='center', fontsize=7, color=INK if value > middle else PAPER)
+        if np.isnan(value): continue
+        ax.text(column + .5, row + .5, f'{words[row, column]:g}', ha='center', va='center', fontsize=7,
+                color=INK if value > middle else PAPER)
 
 # %% ../../nbs/base/02_look.ipynb #46-165f68bb
 def decode_image(text:str)->np.ndarray: # (H, W, 3) uint8
@@ -70,7 +80,7 @@ def sampled_view(
     y, x = (np.arange(height)/edge).astype(int), (np.arange(width)/edge).astype(int)
     return np.where(seen.reshape(rows, cols)[y[:, None], x, None], image, np.array(blank, 'uint8'))
 
-# %% ../../nbs/base/02_look.ipynb #50-7544446e
+# %% ../../nbs/base/02_look.ipynb #39212ecb45
 def show_image(
     ax,              # matplotlib axes
     image,           # (H, W, 3) uint8
@@ -85,6 +95,7 @@ def show_image(
     ax.grid(False)
     ax.spines[:].set_visible(False)
 
+# %% ../../nbs/base/02_look.ipynb #1ff25a50c9
 def paint(
     image,   # (H, W, 3) uint8
     objects, # dicts with category and segmentation
@@ -97,6 +108,25 @@ def paint(
         image[mask] = .6*image[mask] + .4*255*np.array(to_rgb(colours[thing['category']]))
     return image.round().astype('uint8')
 
+# %% ../../nbs/base/02_look.ipynb #31b8c6cab1
+def label_size(ax, image, label, fontsize):
+    "About how many pixels of the image a label takes."
+    inches = .9*ax.figure.get_figwidth()/ax.get_subplotspec().get_gridspec().ncols
+    return .66*fontsize/72*len(label)*image.shape[1]/inches, 1.5*fontsize/72*image.shape[1]/inches
+
+def label_place(box, size, shape, placed):
+    "Where a label covers no other, if there is such a place: above its box, within it, below it. Adds it to `placed`."
+    (x, y, w, h), (width, height) = box, size
+    x = max(0, min(x, shape[1] - width))
+    def free(top):
+        covers = any(abs(x + width/2 - a) < (width + b)/2 and abs(top - c) < height for a, b, c in placed)
+        return 0 <= top <= shape[0] - height and not covers
+
+    top = next(filter(free, (y - height, y, y + h - height, y + h, y + h/2)), max(0, y))
+    placed.append((x + width/2, width, top))
+    return x, top
+
+# %% ../../nbs/base/02_look.ipynb #50-7544446e
 def draw_objects(
     ax,      # matplotlib axes
     image,   # (H, W, 3) uint8
@@ -107,30 +137,22 @@ def draw_objects(
     "An image with masks, boxes and names; the surest mask on top."
     objects, placed = sorted(objects, key=lambda o: o.get('score', 1)), []
     show_image(ax, paint(image, objects, colours))
-    for thing in objects: ax.add_patch(plt.Rectangle(thing['bbox'][:2], *thing['bbox'][2:], fill=False, edgecolor=colours[thing['category']], linewidth=1.2))
+    for thing in objects:
+        corner, sides, colour = thing['bbox'][:2], thing['bbox'][2:], colours[thing['category']]
+        ax.add_patch(plt.Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=1.2))
     for thing in objects[::-1]: # the surest has the first choice of a place
         label = thing['category'] + (f' {thing["score"]:.2f}' if 'score' in thing else '')
         size = label_size(ax, image, label, fontsize)
         x, y = label_place(thing['bbox'], size, image.shape, placed)
-        ax.text(x, y + size[1]/2, label, fontsize=fontsize, color='white', va='center', clip_on=True, parse_math=False, bbox=dict(facecolor=colours[thing['category']], edgecolor='none', pad=.8))
+        plate = dict(facecolor=colours[thing['category']], edgecolor='none', pad=.8)
+        ax.text(x, y + size[1]/2, label, fontsize=fontsize, color='white', va='center', clip_on=True,
+                parse_math=False, bbox=plate)
 
-def label_size(ax, image, label, fontsize):
-    "About how many pixels of the image a label takes."
-    inches = .9*ax.figure.get_figwidth()/ax.get_subplotspec().get_gridspec().ncols
-    return .66*fontsize/72*len(label)*image.shape[1]/inches, 1.5*fontsize/72*image.shape[1]/inches
-
-def label_place(box, size, shape, placed):
-    "Where a label covers no other, if there is such a place: above its box, within it, below it. Adds it to `placed`."
-    (x, y, w, h), (width, height) = box, size
-    x = max(0, min(x, shape[1] - width))
-    def free(top): return 0 <= top <= shape[0] - height and not any(abs(x + width/2 - a) < (width + b)/2 and abs(top - c) < height for a, b, c in placed)
-    top = next(filter(free, (y - height, y, y + h - height, y + h, y + h/2)), max(0, y))
-    placed.append((x + width/2, width, top))
-    return x, top
-
-# %% ../../nbs/base/02_look.ipynb #d0d0000012
-FONTS = ('DejaVu Sans', 'Noto Sans', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'WenQuanYi Zen Hei', 'WenQuanYi Micro Hei', 'Droid Sans Fallback', 'PingFang SC',
-         'Hiragino Sans', 'Microsoft YaHei', 'Arial Unicode MS', 'Noto Sans Arabic', 'Noto Sans Devanagari', 'Unifont', 'Symbola', 'Noto Emoji', 'Segoe UI Emoji')
+# %% ../../nbs/base/02_look.ipynb #2dd25b0aaa
+FONTS = ('DejaVu Sans', 'Noto Sans', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'WenQuanYi Zen Hei',
+         'WenQuanYi Micro Hei', 'Droid Sans Fallback', 'PingFang SC', 'Hiragino Sans', 'Microsoft YaHei',
+         'Arial Unicode MS', 'Noto Sans Arabic', 'Noto Sans Devanagari', 'Unifont', 'Symbola', 'Noto Emoji',
+         'Segoe UI Emoji')
 
 @lru_cache(maxsize=1)
 def _characters():
@@ -141,6 +163,7 @@ def _characters():
     files = {name: font_manager.findfont(name) for name in FONTS if name in there} # the upright one
     return {name: (file, {*font_manager.get_font(file).get_charmap()}) for name, file in files.items()}
 
+# %% ../../nbs/base/02_look.ipynb #d0d0000012
 def font_families(
     names, # texts that are to be drawn
 )->list:   # of families, in the order in which they are asked for a character
@@ -148,9 +171,12 @@ def font_families(
     needed = {ord(c) for name in names for c in name if not c.isspace()}
     found = _characters()
     missing = {c for c in needed if not any(c in characters for _, characters in found.values())}
-    if missing: say_once(f'no font here has {", ".join(map(chr, sorted(missing)[:5]))}: install one, such as Noto Sans CJK')
+    if missing:
+        some = ', '.join(map(chr, sorted(missing)[:5]))
+        say_once(f'no font here has {some}: install one, such as Noto Sans CJK')
     return [name for name, (_, characters) in found.items() if name == FONTS[0] or needed & characters]
 
+# %% ../../nbs/base/02_look.ipynb #e8cfc33cc8
 @lru_cache(maxsize=None)
 def font_file(
     name:str, # a text that is to be drawn
@@ -159,13 +185,16 @@ def font_file(
     font_families([name])
     return max(_characters().values(), key=lambda font: len({ord(c) for c in name} & font[1]))[0]
 
+# %% ../../nbs/base/02_look.ipynb #855c3b29a7
 @contextmanager
 def literal_text(
     names, # texts that are to be drawn
 ):
-    "Inside the block matplotlib draws names as they are, with fonts that have their characters; gives the families of these."
+    """Inside the block matplotlib draws names as they are, with fonts that have their characters;
+    gives the families of these."""
     import matplotlib.pyplot as plt
-    families = font_families(names) # all by name: for 'sans-serif' matplotlib takes the first that is there, and asks no other
+    # all by name: for 'sans-serif' matplotlib takes the first that is there, and asks no other
+    families = font_families(names)
     with plt.rc_context({'text.parse_math': False, 'font.family': families}), warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'Glyph .* missing from') # said once, by `font_families`
         yield families

@@ -19,7 +19,7 @@ from .coco import number
 from .datasets import size_mistake
 from .images import read_image
 
-# %% ../../nbs/data/05_augment.ipynb #23-eb9b2fa7
+# %% ../../nbs/data/05_augment.ipynb #3a0a452338
 class _Crop(T.CropTransform):
     "A crop that only shifts polygons: rasterising clips them."
     def apply_polygons(self, polygons): return [self.apply_coords(p) for p in polygons]
@@ -30,9 +30,9 @@ class RandomCrop(T.RandomCrop):
         crop = super().get_transform(image)
         return _Crop(crop.x0, crop.y0, crop.w, crop.h)
 
+# %% ../../nbs/data/05_augment.ipynb #23-eb9b2fa7
 PAPER_CROP = dict(short_edges=(400, 500, 600), size=(384, 600), prob=0.5)
 PAPER_TRAIN = dict(short_edges=(480, 512, 544, 576, 608, 640, 736, 768, 800), max_size=1333, crop=PAPER_CROP)
-PAPER_TEST = dict(short_edge=800, max_size=1333)
 
 def train_augmentation(
     short_edges:tuple=None, # short edges to choose from, in pixels; None: leave the size as it is
@@ -44,9 +44,13 @@ def train_augmentation(
     steps = [T.RandomFlip()] if flip else []
     if crop:
         resize = T.ResizeShortestEdge(list(crop['short_edges']), sample_style='choice')
-        steps.append(T.RandomApply(T.AugmentationList([resize, RandomCrop('absolute_range', tuple(crop['size']))]), prob=crop['prob']))
+        resize_and_crop = T.AugmentationList([resize, RandomCrop('absolute_range', tuple(crop['size']))])
+        steps.append(T.RandomApply(resize_and_crop, prob=crop['prob']))
     if short_edges: steps.append(T.ResizeShortestEdge(list(short_edges), max_size, sample_style='choice'))
     return steps
+
+# %% ../../nbs/data/05_augment.ipynb #ad87813e18
+PAPER_TEST = dict(short_edge=800, max_size=1333)
 
 def test_augmentation(
     short_edge:int=None, # short edge in pixels; None: leave the size as it is
@@ -55,11 +59,12 @@ def test_augmentation(
     "detectron2 augmentations for evaluation: a resize."
     return [T.ResizeShortestEdge(short_edge, max_size)] if short_edge else []
 
-# %% ../../nbs/data/05_augment.ipynb #26-a0d83656
+# %% ../../nbs/data/05_augment.ipynb #35c34edc77
 class _Pad(T.PadTransform):
     "Padding at the right and at the bottom in which no mask begins: polygons are pulled back to the image."
     def apply_polygons(self, polygons):
-        edge = [self.orig_w if self.x1 else np.inf, self.orig_h if self.y1 else np.inf] # where nothing is padded, a crop may have cut
+        # where nothing is padded, a crop may have cut
+        edge = [self.orig_w if self.x1 else np.inf, self.orig_h if self.y1 else np.inf]
         return [np.minimum(p, edge) for p in polygons]
 
 class FixedSizeCrop(T.FixedSizeCrop):
@@ -72,13 +77,18 @@ class FixedSizeCrop(T.FixedSizeCrop):
         pad = super()._get_pad(image)
         return _Pad(0, 0, pad.x1, pad.y1, pad.orig_w, pad.orig_h, self.pad_value)
 
+# %% ../../nbs/data/05_augment.ipynb #0cf54bd808
 class ResizeScale(T.ResizeScale):
     "detectron2's random scale, never below one pixel."
     def _get_resize(self, image, scale):
         resize = super()._get_resize(image, scale)
         return T.ResizeTransform(resize.h, resize.w, max(resize.new_h, 1), max(resize.new_w, 1), resize.interp)
 
+# %% ../../nbs/data/05_augment.ipynb #26-a0d83656
 PAPER_JITTER = (0.1, 2.0)
+
+def _are_scales(jitter):
+    return len(jitter) == 2 and None not in map(number, jitter) and 0 < jitter[0] <= jitter[1]
 
 def square_augmentation(
     side:int,        # of the square, in pixels
@@ -87,7 +97,8 @@ def square_augmentation(
 )->list:
     "detectron2 augmentations that make squares: resize, crop or pad, then perhaps flip."
     if side < 1: raise MimdetError(f'{side=} of the square must be at least 1 pixel')
-    if jitter and not (len(jitter) == 2 and None not in map(number, jitter) and 0 < jitter[0] <= jitter[1]): raise MimdetError(f'jitter={list(jitter)} must be two scales, 0 < least <= largest')
+    if jitter and not _are_scales(jitter):
+        raise MimdetError(f'jitter={list(jitter)} must be two scales, 0 < least <= largest')
     resize = ResizeScale(*jitter, side, side) if jitter else T.ResizeShortestEdge(side, side)
     return [resize, FixedSizeCrop((side, side))] + ([T.RandomFlip()] if flip else [])
 
@@ -97,7 +108,9 @@ def train_augmentation_of(
 )->list:
     "The augmentation for training."
     square, jitter, flip = data.get('square', 0), list(data.get('jitter', ())), data.get('flip', True)
-    if jitter and not square: raise MimdetError(f'data.jitter={jitter} needs a square to crop from it: set data.square to its side, or data.jitter=[]')
+    if jitter and not square:
+        raise MimdetError(f'data.jitter={jitter} needs a square to crop from it: '
+                          'set data.square to its side, or data.jitter=[]')
     if square: return square_augmentation(square, jitter, flip)
     return train_augmentation(list(data['short_edges']), data['max_size'], PAPER_CROP if data['crop'] else None, flip)
 
@@ -108,20 +121,23 @@ def test_augmentation_of(
     square = data.get('square', 0)
     return square_augmentation(square) if square else test_augmentation(data['test_short_edge'], data['max_size'])
 
-# %% ../../nbs/data/05_augment.ipynb #34-79780ea4
-warnings.filterwarnings('ignore', 'The given NumPy array is not writable') # detectron2 stacks, and so copies, resized masks at once
-
+# %% ../../nbs/data/05_augment.ipynb #796f9df985
 def _crops(step):
     "Whether an augmentation, or one inside it, is a crop."
     if isinstance(step, T.RandomApply): return _crops(step.aug)
     if isinstance(step, T.AugmentationList): return any(map(_crops, step.augs))
     return isinstance(step, (T.RandomCrop, T.FixedSizeCrop))
 
+# %% ../../nbs/data/05_augment.ipynb #34-79780ea4
+# detectron2 stacks, and so copies, resized masks at once
+warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+
 class _Mapper(DatasetMapper):
     "detectron2's mapper for RGB images and bitmask masks, complaining in one line."
     def __init__(self, is_train, augmentations, masks):
         fit_boxes = masks and any(map(_crops, augmentations))
-        super().__init__(is_train, augmentations=augmentations, image_format='RGB', use_instance_mask=masks, instance_mask_format='bitmask', recompute_boxes=fit_boxes)
+        super().__init__(is_train, augmentations=augmentations, image_format='RGB', use_instance_mask=masks,
+                         instance_mask_format='bitmask', recompute_boxes=fit_boxes)
 
     def __call__(self, record):
         record = copy.deepcopy(record) # it is changed below
@@ -138,12 +154,16 @@ class _Mapper(DatasetMapper):
     def _transform_annotations(self, record, transforms, image_shape):
         objects = [a for a in record['annotations'] if not a.get('iscrowd')]
         for a in objects:
-            if isinstance(a.get('segmentation'), list): a['segmentation'] = [np.array(p, dtype=np.float64) for p in a['segmentation']]
+            if isinstance(a.get('segmentation'), list):
+                a['segmentation'] = [np.array(p, dtype=np.float64) for p in a['segmentation']]
         if objects: return super()._transform_annotations(record, transforms, image_shape)
         del record['annotations']
-        record['instances'] = Instances(image_shape, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
-        if self.use_instance_mask: record['instances'].gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+        no_boxes, no_classes = Boxes(torch.zeros(0, 4)), torch.zeros(0, dtype=torch.int64)
+        record['instances'] = Instances(image_shape, gt_boxes=no_boxes, gt_classes=no_classes)
+        if self.use_instance_mask:
+            record['instances'].gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
 
+# %% ../../nbs/data/05_augment.ipynb #72dd56aa3e
 class TrainMapper(_Mapper):
     "Record -> sample with `image` (3, H, W) uint8 RGB and `instances` (gt_boxes, gt_classes, gt_masks)."
     def __init__(self,

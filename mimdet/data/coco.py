@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TAKEN', 'LEFT_OUT', 'UNUSABLE', 'KINDS', 'SHOWN', 'MARKS', 'BOM', 'BYTE_ORDER_MARK', 'NUMBER', 'WHOLE', 'NO_SIZE',
-           'TOO_LARGE', 'NO_FILE_NAME', 'ODD_SIZE', 'NO_NAME', 'NUMBER_NAME', 'TOLERANCE', 'REACH', 'NUMERIC',
-           'TEXT_NUMBERS', 'OVER_THE_EDGE', 'OUTSIDE', 'NOT_A_BOX', 'NEGATIVE', 'NO_OUTLINE', 'NOT_AN_OUTLINE',
-           'NO_POLYGON', 'BARE_POLYGON', 'SHORT_PARTS', 'PAIRS', 'OTHER_SIZE', 'WRONG_SUM', 'NO_OBJECT', 'NO_BOX',
+           'TOO_LARGE', 'NO_FILE_NAME', 'ODD_SIZE', 'NO_NAME', 'NUMBER_NAME', 'TOLERANCE', 'NUMERIC', 'TEXT_NUMBERS',
+           'OVER_THE_EDGE', 'OUTSIDE', 'NOT_A_BOX', 'NEGATIVE', 'NO_OUTLINE', 'PAIRS', 'REACH', 'OTHER_SIZE',
+           'WRONG_SUM', 'NOT_AN_OUTLINE', 'NO_POLYGON', 'BARE_POLYGON', 'SHORT_PARTS', 'NO_OBJECT', 'NO_BOX',
            'NOT_A_FLAG', 'NO_FLAG', 'ODD_FLAG', 'IGNORED', 'NOT_AN_AREA', 'NO_AREA', 'MANY', 'FRACTIONS', 'CORNERS',
-           'REPEATED_ID', 'NO_NUMBER', 'ID_ZERO', 'ODD_ID', 'OTHER_NAME', 'SHARED_FILE', 'LISTS', 'MOST_LEFT_OUT',
-           'NO_COCO', 'TOO_FEW_LEFT', 'SIZES', 'RARE', 'Finding', 'Line', 'Report', 'parse', 'number', 'whole', 'key',
-           'indexed', 'clean_images', 'clean_categories', 'labels', 'clean_box', 'run_lengths', 'has_outline',
+           'REPEATED_ID', 'NO_NUMBER', 'ID_ZERO', 'ODD_ID', 'OTHER_NAME', 'SHARED_FILE', 'LISTS', 'NO_COCO',
+           'MOST_LEFT_OUT', 'TOO_FEW_LEFT', 'SIZES', 'RARE', 'Finding', 'Line', 'Report', 'parse', 'number', 'whole',
+           'key', 'indexed', 'clean_images', 'clean_categories', 'labels', 'clean_box', 'has_outline', 'run_lengths',
            'clean_outline', 'as_rle', 'area_of', 'clean_annotations', 'alike', 'as_meant', 'Files', 'with_files',
            'Reading', 'read_coco', 'check_objects', 'quiet_coco', 'contents', 'repaired']
 
@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from ..base.core import MimdetError, config_hash
 from .images import MOST_PIXELS
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000006
+# %% ../../nbs/data/02_coco.ipynb #1a10456ced
 TAKEN, LEFT_OUT, UNUSABLE = KINDS = 'taken', 'left out', 'cannot be used'
 SHOWN = 3 # places that a line names
 
@@ -50,6 +50,7 @@ class Line(NamedTuple):
 
     def __str__(self): return f'{self.finding.kind}: {self.told}'
 
+# %% ../../nbs/data/02_coco.ipynb #c0c0000006
 class Report:
     "What was found in a file of annotations, in the order in which it was found."
     def __init__(self, json):
@@ -125,6 +126,7 @@ def parse(
     except (ValueError, RecursionError) as e: wrong = f'JSON: {str(e).splitlines()[0]}'
     raise MimdetError(f'{json} is not {wrong}')
 
+# %% ../../nbs/data/02_coco.ipynb #a5533c39eb
 NUMBER = re.compile(r'[+-]?(\d{1,99}(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?', re.ASCII | re.IGNORECASE)
 WHOLE = re.compile(r'([+-]?\d{1,99})(\.0+)?', re.ASCII) # Python itself would also read 2024_01
 
@@ -145,7 +147,7 @@ def whole(value):
     value = number(value)
     return int(value) if value is not None and value == int(value) else None
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000011
+# %% ../../nbs/data/02_coco.ipynb #0e4a425f0a
 def key(
     value, # an id as it stands in a file
 ):         # a number if it can be read as one, else text; None if it is neither
@@ -154,6 +156,19 @@ def key(
     if found is None and isinstance(value, str): return value
     return found
 
+# %% ../../nbs/data/02_coco.ipynb #fa05159b67
+def _numbered(found, own, kind, report):
+    "The entries with whole ids: their own where all are numbers, else their places."
+    if all(type(v) is int for v in own.values()): return found
+    texts = [known for known in found if isinstance(known, str)]
+    if texts: finding = Finding(TAKEN, f'{kind}: ids that are text', 'numbered in the order of the file')
+    else: finding = Finding(TAKEN, f'{kind}: ids written as text or as 4.0', 'read as numbers')
+    for known in texts or [known for known, v in own.items() if type(v) is not int]:
+        report.add(finding, f'id {own[known]!r:.40}')
+    numbers = {known: n for n, known in enumerate(found, 1)} if texts else {known: known for known in found}
+    return {known: entry | dict(id=numbers[known], own_id=own[known]) for known, entry in found.items()}
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000011
 def indexed(
     entries:list,  # images or categories
     kind:str,      # what they are
@@ -177,24 +192,11 @@ def indexed(
         else: report.add(repeated, f'{kind}[{n}] ({place})')
     return _numbered(found, own, kind, report)
 
-def _numbered(found, own, kind, report):
-    "The entries with whole ids: their own where all are numbers, else their places."
-    if all(type(v) is int for v in own.values()): return found
-    texts = [known for known in found if isinstance(known, str)]
-    if texts: finding = Finding(TAKEN, f'{kind}: ids that are text', 'numbered in the order of the file')
-    else: finding = Finding(TAKEN, f'{kind}: ids written as text or as 4.0', 'read as numbers')
-    for known in texts or [known for known, v in own.items() if type(v) is not int]:
-        report.add(finding, f'id {own[known]!r:.40}')
-    numbers = {known: n for n, known in enumerate(found, 1)} if texts else {known: known for known in found}
-    return {known: entry | dict(id=numbers[known], own_id=own[known]) for known, entry in found.items()}
-
 # %% ../../nbs/data/02_coco.ipynb #c0c0000013
 NO_SIZE = Finding(UNUSABLE, 'images without a size', 'width and height must be positive whole numbers')
 TOO_LARGE = Finding(UNUSABLE, f'images of more than {MOST_PIXELS:,} pixels', 'scale them down, or cut them into tiles')
 NO_FILE_NAME = Finding(UNUSABLE, 'images without a file name', 'file_name must be text')
 ODD_SIZE = Finding(TAKEN, 'sizes written as text or with a decimal point', 'read as numbers')
-NO_NAME = Finding(UNUSABLE, 'categories without a name', 'name must be text')
-NUMBER_NAME = Finding(TAKEN, 'names that are numbers', 'read as text')
 
 def clean_images(entries:list, report:Report)->dict:
     "Images by the keys of their ids, with whole sizes and text for a file name."
@@ -216,6 +218,10 @@ def _sized(image, report):
     report.add(ODD_SIZE, place)
     return image | sides
 
+# %% ../../nbs/data/02_coco.ipynb #d958ecc27d
+NO_NAME = Finding(UNUSABLE, 'categories without a name', 'name must be text')
+NUMBER_NAME = Finding(TAKEN, 'names that are numbers', 'read as text')
+
 def clean_categories(entries:list, report:Report)->dict:
     "Categories by the keys of their ids, with text for a name."
     categories = indexed(entries, 'categories', report, ('name',))
@@ -230,6 +236,7 @@ def _named(category, report):
     report.add(NO_NAME, f'{place}: {name!r:.40}')
     return category
 
+# %% ../../nbs/data/02_coco.ipynb #0ad63064f1
 def labels(
     categories, # (id, name) pairs
 )->dict:        # {id: label}
@@ -237,19 +244,20 @@ def labels(
     names = [name for _, name in categories]
     return {number: f'{name} ({number})' if names.count(name) > 1 else name for number, name in categories}
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000016
+# %% ../../nbs/data/02_coco.ipynb #35658ba0bd
 TOLERANCE = 1 # pixels that a box may stick out
-REACH = 3     # longer sides of an image, as far as a polygon's points may lie: pycocotools walks along the outline
 NUMERIC = {int, float}
+
+def _inside(x, y, w, h, width, height):
+    return min(x, y) >= -TOLERANCE and x + w <= width + TOLERANCE and y + h <= height + TOLERANCE
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000016
 TEXT_NUMBERS = Finding(TAKEN, 'numbers written as text', 'read as numbers')
 OVER_THE_EDGE = Finding(TAKEN, 'boxes that reach over the edge of their image', 'cut off there')
 OUTSIDE = Finding(LEFT_OUT, 'boxes wholly outside their image',
                   'left out; were they made for a picture of another size?')
 NOT_A_BOX = Finding(UNUSABLE, 'boxes that are not four finite numbers', 'bbox must be x, y, width, height')
 NEGATIVE = Finding(UNUSABLE, 'boxes with a negative side', 'bbox must be x, y, width, height')
-
-def _inside(x, y, w, h, width, height):
-    return min(x, y) >= -TOLERANCE and x + w <= width + TOLERANCE and y + h <= height + TOLERANCE
 
 def clean_box(
     box,        # as it stands in a file
@@ -268,39 +276,16 @@ def clean_box(
     if left >= right or top >= bottom: return None, OUTSIDE
     return [left, top, right - left, bottom - top], OVER_THE_EDGE
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000031
+# %% ../../nbs/data/02_coco.ipynb #ed3ee2987e
 NO_OUTLINE = Finding(LEFT_OUT, 'objects without an outline, in a set with outlines',
                      'left out; add it, or remove "segmentation" everywhere to use boxes alone')
-NOT_AN_OUTLINE = Finding(LEFT_OUT, 'outlines that are neither polygons nor run lengths', 'left out')
-NO_POLYGON = Finding(LEFT_OUT, 'outlines without a polygon of three points in reach of their image',
-                     'left out; a polygon is x1, y1, x2, y2, x3, y3, ...')
-BARE_POLYGON = Finding(UNUSABLE, 'outlines that are one bare polygon',
-                       'wrap the polygon in a list: "segmentation": [[x1, y1, ...]]')
-SHORT_PARTS = Finding(LEFT_OUT, 'parts of outlines that are no polygons', 'left out, the rest of the outline stays')
-PAIRS = Finding(TAKEN, 'points written as pairs', 'read one after the other')
-OTHER_SIZE = Finding(LEFT_OUT, 'masks of another size than their image', 'left out; size must be [height, width]')
-WRONG_SUM = Finding(LEFT_OUT, 'masks whose run lengths do not add up to their image',
-                    'left out; their sum must be height x width')
-
-def run_lengths(
-    text,   # COCO's packed form
-)->list:    # None if damaged
-    "Run lengths: groups of five bits, lowest first, each length as the difference to the one before the last."
-    if not isinstance(text, str): return None
-    lengths, value, shift = [], 0, 0
-    for bits in (ord(c) - 48 for c in text):
-        if not 0 <= bits < 64: return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32: continue
-        if bits & 16: value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    return None if shift else lengths
 
 def has_outline(segmentation)->bool:
     "Is anything there? Exporters of boxes write [], [[]] or null."
     return any(segmentation) if isinstance(segmentation, list) else bool(segmentation)
+
+# %% ../../nbs/data/02_coco.ipynb #d73a2390de
+PAIRS = Finding(TAKEN, 'points written as pairs', 'read one after the other')
 
 def _are_pairs(points):
     return isinstance(points, list) and len(points) > 2 and all(isinstance(p, list) and len(p) == 2 for p in points)
@@ -317,9 +302,51 @@ def _flat(polygons):
         polygons = [[number(v) for v in points] if isinstance(points, list) else points for points in polygons]
     return polygons, finding
 
+# %% ../../nbs/data/02_coco.ipynb #8f5a28cc4c
+REACH = 3     # longer sides of an image, as far as a polygon's points may lie: pycocotools walks along the outline
+
 def _is_polygon(points, reach):
     if not isinstance(points, list) or not points or len(points) % 2: return False
     return all(type(v) in NUMERIC and -reach <= v <= reach for v in points)
+
+# %% ../../nbs/data/02_coco.ipynb #5d7839d618
+def run_lengths(
+    text,   # COCO's packed form
+)->list:    # None if damaged
+    "Run lengths: groups of five bits, lowest first, each length as the difference to the one before the last."
+    if not isinstance(text, str): return None
+    lengths, value, shift = [], 0, 0
+    for bits in (ord(c) - 48 for c in text):
+        if not 0 <= bits < 64: return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32: continue
+        if bits & 16: value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    return None if shift else lengths
+
+# %% ../../nbs/data/02_coco.ipynb #3b0fb81342
+OTHER_SIZE = Finding(LEFT_OUT, 'masks of another size than their image', 'left out; size must be [height, width]')
+WRONG_SUM = Finding(LEFT_OUT, 'masks whose run lengths do not add up to their image',
+                    'left out; their sum must be height x width')
+
+def _clean_mask(mask, width, height):
+    "Run lengths that add up to the image: pycocotools would fill what is missing with whatever lies in memory."
+    size, counts = mask.get('size'), mask.get('counts')
+    if not isinstance(size, list) or [whole(v) for v in size] != [height, width]: return None, OTHER_SIZE
+    lengths = counts if isinstance(counts, list) else run_lengths(counts)
+    if lengths is None or not all(type(v) is int and v >= 0 for v in lengths): return None, WRONG_SUM
+    if sum(lengths) != height*width: return None, WRONG_SUM
+    return (mask if all(type(v) is int for v in size) else mask | dict(size=[height, width])), None
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000031
+NOT_AN_OUTLINE = Finding(LEFT_OUT, 'outlines that are neither polygons nor run lengths', 'left out')
+NO_POLYGON = Finding(LEFT_OUT, 'outlines without a polygon of three points in reach of their image',
+                     'left out; a polygon is x1, y1, x2, y2, x3, y3, ...')
+BARE_POLYGON = Finding(UNUSABLE, 'outlines that are one bare polygon',
+                       'wrap the polygon in a list: "segmentation": [[x1, y1, ...]]')
+SHORT_PARTS = Finding(LEFT_OUT, 'parts of outlines that are no polygons', 'left out, the rest of the outline stays')
 
 def clean_outline(
     segmentation, # as it stands in a file
@@ -339,15 +366,7 @@ def clean_outline(
     if len(proper) < len(polygons): return proper, SHORT_PARTS
     return polygons, finding
 
-def _clean_mask(mask, width, height):
-    "Run lengths that add up to the image: pycocotools would fill what is missing with whatever lies in memory."
-    size, counts = mask.get('size'), mask.get('counts')
-    if not isinstance(size, list) or [whole(v) for v in size] != [height, width]: return None, OTHER_SIZE
-    lengths = counts if isinstance(counts, list) else run_lengths(counts)
-    if lengths is None or not all(type(v) is int and v >= 0 for v in lengths): return None, WRONG_SUM
-    if sum(lengths) != height*width: return None, WRONG_SUM
-    return (mask if all(type(v) is int for v in size) else mask | dict(size=[height, width])), None
-
+# %% ../../nbs/data/02_coco.ipynb #c166805c98
 def as_rle(
     outline,    # polygons or run lengths
     height:int, # of the image
@@ -367,7 +386,7 @@ def area_of(
     "The area of an outline, or without one of a box."
     return box[2]*box[3] if outline is None else float(mask_api.area(as_rle(outline, height, width)))
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000019
+# %% ../../nbs/data/02_coco.ipynb #65d4938807
 def _is_clean(a, images, categories, masks):
     "Does an annotation need nothing? Mistakes of any kind are looked at again more slowly."
     image, (x, y, w, h), area = images[a['image_id']], a['bbox'], a['area']
@@ -388,6 +407,7 @@ def _is_clean_outline(outline, width, height):
         if not math.isfinite(sum(points)) or max(points) > reach or min(points) < -reach: return False
     return len(outline[0]) >= 6
 
+# %% ../../nbs/data/02_coco.ipynb #c0c0000019
 def clean_annotations(
     entries:list,
     images:dict,     # as from `clean_images`
@@ -408,17 +428,49 @@ def clean_annotations(
     _check_convention(objects, images, report)
     return _with_ids([a for a in kept if a is not None], report), masks
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000033
+# %% ../../nbs/data/02_coco.ipynb #93fc28635f
 NO_OBJECT = Finding(UNUSABLE, 'annotations that are no objects', 'each must be {"id": ..., ...}')
 NO_BOX = Finding(UNUSABLE, 'objects without a box', 'add bbox: x, y, width, height')
+
+def _box(a, size): return (None, NO_BOX) if a.get('bbox') is None else clean_box(a['bbox'], *size)
+
 NOT_A_FLAG = Finding(UNUSABLE, 'iscrowd that is neither 0 nor 1', 'it must be 0 or 1')
 NO_FLAG = Finding(TAKEN, 'iscrowd missing', 'taken for 0, a single object')
 ODD_FLAG = Finding(TAKEN, 'iscrowd that is not written as 0 or 1', 'read as a number')
+
+def _flag(a):
+    value = a.get('iscrowd')
+    if value is None: return 0, NO_FLAG
+    flag = int(value) if isinstance(value, bool) else whole(value)
+    if flag not in (0, 1): return None, NOT_A_FLAG
+    return flag, None if type(value) is int else ODD_FLAG
+
+# %% ../../nbs/data/02_coco.ipynb #c0e2143125
 IGNORED = Finding(UNUSABLE, 'objects that are to be ignored',
                   'detectron2 does not know "ignore": remove it, or use iscrowd')
+
+def _ignored(a): return (False, None) if a.get('ignore') in (None, 0, False, '0') else (None, IGNORED)
+
 NOT_AN_AREA = Finding(UNUSABLE, 'areas that are not a number of pixels', 'area must be 0 or more')
 NO_AREA = Finding(TAKEN, 'area missing, or 0 everywhere', 'taken from the outline or the box')
 
+def _stated_area(a):
+    value = number(a['area'])
+    if value is None or value < 0: return None, NOT_AN_AREA
+    return value, None if type(a['area']) in NUMERIC else TEXT_NUMBERS
+
+# %% ../../nbs/data/02_coco.ipynb #c5ca6cb15f
+def _referred(a, field, entries, report, place):
+    "The image or category that an annotation names."
+    found, value = entries.get(key(a.get(field))), a.get(field)
+    if found is None:
+        unknown = Finding(UNUSABLE, f'objects whose {field} is not in the file', f'{field} must be the id of an entry')
+        report.add(unknown, f'{place}: {value!r:.40}')
+    elif isinstance(value, float) or (isinstance(value, str) and 'own_id' not in found):
+        report.add(Finding(TAKEN, f'{field} written as text or as 4.0', 'read as a number'), place)
+    return found
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000033
 def _mended(a, n, images, categories, masks, no_areas, report):
     "An annotation in the clean form, or None if it cannot be used."
     if not isinstance(a, dict): return report.add(NO_OBJECT, f'annotations[{n}]')
@@ -444,41 +496,11 @@ def _mended(a, n, images, categories, masks, no_areas, report):
         clean['area'] = area_of(clean.get('segmentation'), clean['bbox'], *size)
     return clean
 
-def _referred(a, field, entries, report, place):
-    "The image or category that an annotation names."
-    found, value = entries.get(key(a.get(field))), a.get(field)
-    if found is None:
-        unknown = Finding(UNUSABLE, f'objects whose {field} is not in the file', f'{field} must be the id of an entry')
-        report.add(unknown, f'{place}: {value!r:.40}')
-    elif isinstance(value, float) or (isinstance(value, str) and 'own_id' not in found):
-        report.add(Finding(TAKEN, f'{field} written as text or as 4.0', 'read as a number'), place)
-    return found
-
-def _box(a, size): return (None, NO_BOX) if a.get('bbox') is None else clean_box(a['bbox'], *size)
-
-def _flag(a):
-    value = a.get('iscrowd')
-    if value is None: return 0, NO_FLAG
-    flag = int(value) if isinstance(value, bool) else whole(value)
-    if flag not in (0, 1): return None, NOT_A_FLAG
-    return flag, None if type(value) is int else ODD_FLAG
-
-def _ignored(a): return (False, None) if a.get('ignore') in (None, 0, False, '0') else (None, IGNORED)
-
-def _stated_area(a):
-    value = number(a['area'])
-    if value is None or value < 0: return None, NOT_AN_AREA
-    return value, None if type(a['area']) in NUMERIC else TEXT_NUMBERS
-
-# %% ../../nbs/data/02_coco.ipynb #c0c0000035
+# %% ../../nbs/data/02_coco.ipynb #e79c9a588c
 MANY = 5 # boxes over the edge, below which they say nothing about the others
 FRACTIONS = Finding(UNUSABLE, 'boxes that are fractions of their image',
                     'bbox must be in pixels: multiply by width and height')
 CORNERS = Finding(UNUSABLE, 'boxes that seem to be x1, y1, x2, y2', 'bbox must be x, y, width, height')
-REPEATED_ID = Finding(UNUSABLE, 'annotations: an id that is there twice', 'ids must differ')
-NO_NUMBER = Finding(TAKEN, 'annotations without a number for an id', 'numbered from 1')
-ID_ZERO = Finding(TAKEN, 'an annotation with the id 0', 'all are numbered from 1: pycocotools takes 0 for none')
-ODD_ID = Finding(TAKEN, 'annotations: ids written as text or as 4.0', 'read as numbers')
 
 def _check_convention(objects, images, report):
     listed = [a['bbox'] for a in objects if isinstance(a.get('bbox'), list)]
@@ -488,6 +510,12 @@ def _check_convention(objects, images, report):
     over = report.count(OVER_THE_EDGE)
     if over >= MANY and over > .1*len(boxes) and all(x < x2 and y < y2 for x, y, x2, y2 in boxes):
         report.add(CORNERS, f'{over:,} of {len(boxes):,} reach over the edge of their image otherwise')
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000035
+REPEATED_ID = Finding(UNUSABLE, 'annotations: an id that is there twice', 'ids must differ')
+NO_NUMBER = Finding(TAKEN, 'annotations without a number for an id', 'numbered from 1')
+ID_ZERO = Finding(TAKEN, 'an annotation with the id 0', 'all are numbered from 1: pycocotools takes 0 for none')
+ODD_ID = Finding(TAKEN, 'annotations: ids written as text or as 4.0', 'read as numbers')
 
 def _with_ids(annotations, report):
     "Annotations with whole ids that differ, none of them 0."
@@ -504,13 +532,14 @@ def _with_ids(annotations, report):
     if not all(type(known) is int and known for known in keys): keys = range(1, len(keys) + 1)
     return [a | dict(id=n) for a, n in zip(annotations, keys)]
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000021
+# %% ../../nbs/data/02_coco.ipynb #002e032a4a
 def alike(
     name:str, # of a file
 )->str:
     "The same for names that differ in case, or in how letters with accents are written."
     return unicodedata.normalize('NFC', name).casefold()
 
+# %% ../../nbs/data/02_coco.ipynb #03dc7c5670
 def as_meant(
     name:str,  # of a file, as it stands in a file of annotations
     folder,    # of images
@@ -522,9 +551,7 @@ def as_meant(
     own = [part.removeprefix(f'{Path(folder).name}/').lstrip('/') for part in found]
     return list(dict.fromkeys(found[1:] + own))
 
-OTHER_NAME = Finding(TAKEN, 'file names written in another way', 'found')
-SHARED_FILE = Finding(UNUSABLE, 'images that only one file is left for', 'name the right folder, or correct file_name')
-
+# %% ../../nbs/data/02_coco.ipynb #c0c0000021
 class Files:
     "What lies below a folder of images."
     def __init__(self, folder):
@@ -562,6 +589,10 @@ class Files:
                 self._all.setdefault(alike(path), []).append(path)
                 self._named.setdefault(alike(name), []).append(path)
 
+# %% ../../nbs/data/02_coco.ipynb #9aa7c24114
+OTHER_NAME = Finding(TAKEN, 'file names written in another way', 'found')
+SHARED_FILE = Finding(UNUSABLE, 'images that only one file is left for', 'name the right folder, or correct file_name')
+
 def with_files(
     images:dict,   # as from `clean_images`
     folder,        # of the images
@@ -583,13 +614,7 @@ def with_files(
             meant[found], named[known] = name, image | dict(file_name=found)
     return named
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000024
-LISTS = 'images', 'categories', 'annotations'
-MOST_LEFT_OUT = .1 # share of the objects above which a file cannot be used
-NO_COCO = Finding(UNUSABLE, 'no COCO format', f'the file must be an object with the lists {", ".join(LISTS)}')
-TOO_FEW_LEFT = Finding(UNUSABLE, f'more than {MOST_LEFT_OUT:.0%} of the objects would be left out',
-                       'correct what is listed below')
-
+# %% ../../nbs/data/02_coco.ipynb #890dda2231
 class Reading(NamedTuple):
     "A file of annotations in the clean form."
     coco:dict      # images, categories, annotations
@@ -609,18 +634,36 @@ def _translated(results, ids):
     if not any(ids.values()): return results
     return [r | {field: known.get(r[field], r[field]) for field, known in ids.items()} for r in results]
 
-def read_coco(
-    json,              # annotations: a path
-    images=None,       # folder of the images; None: not looked at
-    strict:bool=False, # what was taken or left out cannot be used, either
-)->Reading:
-    "Read any file in COCO's format. Raises `MimdetError` that tells all that cannot be used."
-    json = Path(json)
-    try: state = os.stat(json)
-    except OSError: raise MimdetError(f'{json}: no such file') from None
-    reading = _read(json, images and Path(images), state.st_mtime_ns, state.st_size)
-    _complain(reading.report, strict)
-    return reading
+# %% ../../nbs/data/02_coco.ipynb #58f9ee9834
+def _complain(report, strict=False):
+    if not (report.lines if strict else report.of(UNUSABLE)): return
+    wrong = [line.told for line in report.of(UNUSABLE)]
+    rest = [str(line) for kind in (TAKEN, LEFT_OUT) if strict or kind == LEFT_OUT for line in report.of(kind)]
+    raise MimdetError(f'{report.json} cannot be used: ' + '; '.join(wrong + rest))
+
+# %% ../../nbs/data/02_coco.ipynb #a9a2d7cd95
+LISTS = 'images', 'categories', 'annotations'
+NO_COCO = Finding(UNUSABLE, 'no COCO format', f'the file must be an object with the lists {", ".join(LISTS)}')
+
+def _lists(coco, report):
+    "The three lists of a file, and the whole of it."
+    if not isinstance(coco, dict): report.add(NO_COCO, f'a {type(coco).__name__}')
+    else:
+        for kind in LISTS:
+            if (finding := _of_list(kind, coco)): report.add(finding, 'at the top level')
+    _complain(report)
+    return {kind: coco[kind] for kind in LISTS}, coco
+
+def _of_list(kind, coco):
+    if kind not in coco: return Finding(UNUSABLE, f'no list {kind!r}', 'a file in COCO format has one')
+    value = coco[kind]
+    if isinstance(value, dict): return Finding(UNUSABLE, f'{kind!r} that is an object', 'make it a list of its values')
+    if not isinstance(value, list): return Finding(UNUSABLE, f'{kind!r} that is no list', 'it must be a list')
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000024
+MOST_LEFT_OUT = .1 # share of the objects above which a file cannot be used
+TOO_FEW_LEFT = Finding(UNUSABLE, f'more than {MOST_LEFT_OUT:.0%} of the objects would be left out',
+                       'correct what is listed below')
 
 @lru_cache(maxsize=4) # what looks at a data set several times reads it once; what cannot be used is read again
 def _read(json, folder, *_):
@@ -639,21 +682,21 @@ def _read(json, folder, *_):
     own = lambda entries: {entry['id']: entry['own_id'] for entry in entries.values() if 'own_id' in entry}
     return Reading(clean, masks, report, dict(image_id=own(images), category_id=own(categories)))
 
-def _lists(coco, report):
-    "The three lists of a file, and the whole of it."
-    if not isinstance(coco, dict): report.add(NO_COCO, f'a {type(coco).__name__}')
-    else:
-        for kind in LISTS:
-            if (finding := _of_list(kind, coco)): report.add(finding, 'at the top level')
-    _complain(report)
-    return {kind: coco[kind] for kind in LISTS}, coco
+# %% ../../nbs/data/02_coco.ipynb #141bd7d3ce
+def read_coco(
+    json,              # annotations: a path
+    images=None,       # folder of the images; None: not looked at
+    strict:bool=False, # what was taken or left out cannot be used, either
+)->Reading:
+    "Read any file in COCO's format. Raises `MimdetError` that tells all that cannot be used."
+    json = Path(json)
+    try: state = os.stat(json)
+    except OSError: raise MimdetError(f'{json}: no such file') from None
+    reading = _read(json, images and Path(images), state.st_mtime_ns, state.st_size)
+    _complain(reading.report, strict)
+    return reading
 
-def _of_list(kind, coco):
-    if kind not in coco: return Finding(UNUSABLE, f'no list {kind!r}', 'a file in COCO format has one')
-    value = coco[kind]
-    if isinstance(value, dict): return Finding(UNUSABLE, f'{kind!r} that is an object', 'make it a list of its values')
-    if not isinstance(value, list): return Finding(UNUSABLE, f'{kind!r} that is no list', 'it must be a list')
-
+# %% ../../nbs/data/02_coco.ipynb #37769e070f
 def check_objects(
     reading:Reading,
 ):
@@ -664,26 +707,41 @@ def check_objects(
     if all(a['iscrowd'] for a in annotations):
         raise MimdetError(f'{json}: all {len(annotations):,} objects are crowd: {nothing}; set iscrowd to 0')
 
-def _complain(report, strict=False):
-    if not (report.lines if strict else report.of(UNUSABLE)): return
-    wrong = [line.told for line in report.of(UNUSABLE)]
-    rest = [str(line) for kind in (TAKEN, LEFT_OUT) if strict or kind == LEFT_OUT for line in report.of(kind)]
-    raise MimdetError(f'{report.json} cannot be used: ' + '; '.join(wrong + rest))
-
 # %% ../../nbs/data/02_coco.ipynb #12-a6be6257
 def quiet_coco(
     source, # annotations: a path, or a data set in the clean form
 )->COCO:
     "pycocotools' index of a data set, without its print-out."
     index, coco = COCO(), source if isinstance(source, dict) else read_coco(source).coco
-    index.dataset = coco | dict(annotations=[dict(a) for a in coco['annotations']]) # to which pycocotools adds what it likes
+    copies = [dict(a) for a in coco['annotations']] # to which pycocotools adds what it likes
+    index.dataset = coco | dict(annotations=copies)
     with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
     return index
 
-# %% ../../nbs/data/02_coco.ipynb #c0c0000027
+# %% ../../nbs/data/02_coco.ipynb #9373e5c6cf
 SIZES = {'small': 32**2, 'medium': 96**2, 'large': math.inf} # COCO's, up to so many square pixels
+
+def _by_size(objects):
+    "How many objects are small, medium and large."
+    counts, lower = {}, 0
+    for name, upper in SIZES.items():
+        counts[name] = sum(lower <= a['area'] < upper for a in objects)
+        lower = upper
+    return counts
+
+# %% ../../nbs/data/02_coco.ipynb #857c051c23
 RARE = 10 # objects: a category with fewer is hardly learned
 
+def _unusual(objects, counts, names):
+    none = [names[k] for k, count in counts.items() if not count]
+    rare = [names[k] for k, count in counts.items() if 0 < count < RARE]
+    if none: yield f'categories without an object: {", ".join(none[:8])}'
+    if rare: yield f'categories with fewer than {RARE} objects: {", ".join(rare[:8])}'
+    if flat := sum(min(a['bbox'][2:]) < 1 for a in objects): yield f'{flat:,} boxes thinner than a pixel'
+    seen = [(a['image_id'], a['category_id'], *a['bbox']) for a in objects]
+    if twice := len(seen) - len({*seen}): yield f'{twice:,} objects that are there twice'
+
+# %% ../../nbs/data/02_coco.ipynb #c0c0000027
 def contents(
     reading:Reading,
 )->str:
@@ -702,23 +760,7 @@ def contents(
         'objects of each category: ' + ', '.join(f'{names[k]} {count:,}' for k, count in often),
         *(f'unusual: {each}' for each in _unusual(objects, counts, names))])
 
-def _by_size(objects):
-    "How many objects are small, medium and large."
-    counts, lower = {}, 0
-    for name, upper in SIZES.items():
-        counts[name] = sum(lower <= a['area'] < upper for a in objects)
-        lower = upper
-    return counts
-
-def _unusual(objects, counts, names):
-    none = [names[k] for k, count in counts.items() if not count]
-    rare = [names[k] for k, count in counts.items() if 0 < count < RARE]
-    if none: yield f'categories without an object: {", ".join(none[:8])}'
-    if rare: yield f'categories with fewer than {RARE} objects: {", ".join(rare[:8])}'
-    if flat := sum(min(a['bbox'][2:]) < 1 for a in objects): yield f'{flat:,} boxes thinner than a pixel'
-    seen = [(a['image_id'], a['category_id'], *a['bbox']) for a in objects]
-    if twice := len(seen) - len({*seen}): yield f'{twice:,} objects that are there twice'
-
+# %% ../../nbs/data/02_coco.ipynb #fba5465965
 def repaired(
     reading:Reading,
 )->dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY_PIXELS', 'MOST_PIXELS', 'TURNS', 'SIGNS', 'image_errors', 'in_eight_bits', 'read_image', 'reduction',
-           'picture_kind', 'is_turned', 'is_picture', 'list_images', 'png_text']
+           'is_turned', 'picture_kind', 'is_picture', 'list_images', 'png_text']
 
 # %% ../../nbs/data/01_images.ipynb #c92d0652a9
 import io, logging
@@ -14,12 +14,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from ..base.core import MimdetError, encode_bytes, say_once
 
-# %% ../../nbs/data/01_images.ipynb #d0d0000006
+# %% ../../nbs/data/01_images.ipynb #f26f8d486d
 Image.MAX_IMAGE_PIXELS = None # `read_image` has its own limit
-
-MANY_PIXELS, MOST_PIXELS = 90_000_000, 250_000_000 # 750 MB in three colours
-
-TURNS = 5, 6, 7, 8 # EXIF orientations that swap a picture's sides
 
 @contextmanager
 def image_errors(path):
@@ -31,6 +27,7 @@ def image_errors(path):
         told = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise MimdetError(f'{path} cannot be read as an image ({told}): replace it') from None
 
+# %% ../../nbs/data/01_images.ipynb #12d05ad78d
 def in_eight_bits(
     image:Image.Image, # of any mode
 )->Image.Image:        # RGB
@@ -41,9 +38,13 @@ def in_eight_bits(
         if values.dtype == np.int32 and values.min(initial=0) < 0: values = values.view(np.uint32) # as Pillow has them
         most = 2**16 - 1 if image.mode != 'I' or values.max(initial=0) < 2**16 else 2**32 - 1
     else: return image.convert('RGB')
-    say_once(f'pictures of wider numbers than eight bits (mode {image.mode}) are scaled: 0 to {most:g} becomes 0 to 255')
+    told = f'pictures of wider numbers than eight bits (mode {image.mode}) are scaled'
+    say_once(f'{told}: 0 to {most:g} becomes 0 to 255')
     scaled = np.rint((np.nan_to_num(values)/most).clip(0, 1)*255).astype(np.uint8)
     return Image.fromarray(scaled).convert('RGB')
+
+# %% ../../nbs/data/01_images.ipynb #d0d0000006
+MANY_PIXELS, MOST_PIXELS = 90_000_000, 250_000_000 # 750 MB in three colours
 
 def read_image(
     path,         # an image file
@@ -54,11 +55,13 @@ def read_image(
         width, height = image.size
         if reduce > 1: image.draft('RGB', (width//reduce, height//reduce)) # a JPEG is decoded at this size
         if image.width*image.height > MOST_PIXELS:
-            raise MimdetError(f'{path} has {width:,} x {height:,} = {width*height:,} pixels, and {MOST_PIXELS:,} are the limit: '
+            pixels = f'{width:,} x {height:,} = {width*height:,} pixels'
+            raise MimdetError(f'{path} has {pixels}, and {MOST_PIXELS:,} are the limit: '
                               'scale it down, or cut it into tiles')
         upright = in_eight_bits(ImageOps.exif_transpose(image))
         return np.array(upright.reduce(reduce) if reduce > 1 and image.width == width else upright)
 
+# %% ../../nbs/data/01_images.ipynb #ffaf332f4d
 def reduction(
     path,     # an image file
     side:int, # in pixels, that is wanted of its shorter side at least
@@ -67,6 +70,13 @@ def reduction(
     with image_errors(path), Image.open(path) as image: width, height = image.size
     fractions = [k for k in (1, 2, 4, 8) if k == 1 or min(width, height) >= k*side]
     return next((k for k in fractions if width*height <= MANY_PIXELS*k**2), fractions[-1])
+
+# %% ../../nbs/data/01_images.ipynb #82fbff3191
+TURNS = 5, 6, 7, 8 # EXIF orientations that swap a picture's sides
+
+def is_turned(path)->bool:
+    "Does a picture's EXIF note swap its sides?"
+    with image_errors(path), Image.open(path) as image: return image.getexif().get(0x0112) in TURNS
 
 def picture_kind(
     path, # an image file
@@ -77,12 +87,10 @@ def picture_kind(
         turned = ', turned by its EXIF note' if image.getexif().get(0x0112, 1) != 1 else ''
         return f'{image.format} {image.mode}{wide}{turned}'
 
-def is_turned(path)->bool:
-    "Does a picture's EXIF note swap its sides?"
-    with image_errors(path), Image.open(path) as image: return image.getexif().get(0x0112) in TURNS
-
-# %% ../../nbs/data/01_images.ipynb #d0d0000009
-SIGNS = b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51' # JPEG, PNG, GIF, TIFF, JPEG 2000
+# %% ../../nbs/data/01_images.ipynb #978720952c
+SIGNS = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', # JPEG, PNG, GIF
+         b'II*\0', b'MM\0*',                       # TIFF
+         b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')   # JPEG 2000
 
 def is_picture(
     path, # a file
@@ -91,9 +99,11 @@ def is_picture(
     try:
         with open(path, 'rb') as f: start = f.read(16)
         if start.startswith(SIGNS) or start[:4] == b'RIFF' and start[8:12] == b'WEBP': return True
-        with Image.open(path) as image: return not isinstance(image, ImageFile.StubImageFile) and image.format != 'EPS' # which other programs draw
+        with Image.open(path) as image:
+            return not isinstance(image, ImageFile.StubImageFile) and image.format != 'EPS' # which other programs draw
     except Exception: return False # as many kinds as there are formats
 
+# %% ../../nbs/data/01_images.ipynb #d0d0000009
 def list_images(
     folder, # where to look, not below it
 )->list:    # of paths, by name
@@ -102,10 +112,15 @@ def list_images(
     known = {path: is_picture(path) for path in files}
     found, others = ([path for path in files if known[path] == wanted] for wanted in (True, False))
     named = ', '.join(repr(path.name) for path in others[:3]) + (', ...' if len(others) > 3 else '')
-    if not found: raise MimdetError(f'{folder}: no images here' + (f' among {len(others)} files, such as {named}' if others else ''))
-    if others: logging.getLogger(__name__).warning(f'{folder}: {len(others)} of {len(files)} files are no pictures that can be read, and are left out: {named}')
+    if not found:
+        among = f' among {len(others)} files, such as {named}' if others else ''
+        raise MimdetError(f'{folder}: no images here{among}')
+    if others:
+        told = f'{len(others)} of {len(files)} files are no pictures that can be read, and are left out'
+        logging.getLogger(__name__).warning(f'{folder}: {told}: {named}')
     return found
 
+# %% ../../nbs/data/01_images.ipynb #b54ba76c7d
 def png_text(
     pixels:np.ndarray, # (H, W, 3) uint8
 )->str:

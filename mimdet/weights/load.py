@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEW_IN_MIMDET', 'DROPPED_IN_MIMDET', 'PATCHIFY', 'UPSAMPLE', 'DECODER', 'NEW_IN_BASELINE', 'DROPPED_IN_BASELINE',
-           'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'regrid', 'LoadReport', 'table', 'load_into', 'load_mae',
-           'mae_file', 'load_detector']
+           'PARTS', 'STEMS', 'FITTED_STEM', 'CONSTANTS', 'regrid', 'table', 'LoadReport', 'load_into', 'mae_file',
+           'load_mae', 'load_detector']
 
 # %% ../../nbs/weights/03_load.ipynb #3f834e6652
 import re
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..base.core import MimdetError, sha256
 from ..vit import resize_positions
 from .files import check_finite, find_weights, read_wrapped
-from .names import BACKBONE, Description, PLAIN_PIXELS, SIZES, STEM, describe, grid_of, mean_share, of_decoder, published_names
+from .names import (BACKBONE, Description, PLAIN_PIXELS, SIZES, STEM, describe, grid_of, mean_share,
+                                  of_decoder, published_names)
 
 # %% ../../nbs/weights/03_load.ipynb #28-aef64504
 def regrid(
@@ -28,7 +29,18 @@ def regrid(
     grid = resize_positions(F.pad(positions, (0, 0, 1 - extra, 0)), wanted, wanted).to(positions.dtype)
     return torch.cat([positions[:, :extra], grid], dim=1)
 
-# %% ../../nbs/weights/03_load.ipynb #30-a70b216a
+# %% ../../nbs/weights/03_load.ipynb #b6e4e75207
+def table(
+    head:dict,  # label -> text
+    lists:dict, # label -> names
+)->str:
+    "A report as text: what is empty is left out, of long lists the first three names are shown."
+    lines = [f'{k:12}{v}' for k, v in head.items() if v]
+    for k, v in lists.items():
+        if v: lines.append(f'{k:12}{len(v):5}  {", ".join(v[:3])}' + (', ...' if len(v) > 3 else ''))
+    return '\n'.join(lines)
+
+# %% ../../nbs/weights/03_load.ipynb #24c3477ab6
 @dataclass
 class LoadReport:
     "Where every parameter of a model and of a file went; lists of names."
@@ -50,17 +62,23 @@ class LoadReport:
     def trouble(self): return [*self.wrong, *self.missing, *self.unexpected]
 
     def __str__(self):
-        head = dict(file=self.source, holds=self.holds, taken=self.parts, stem=self.stem, stripped=self.stripped, sha256=self.sha256)
+        head = dict(file=self.source, holds=self.holds, taken=self.parts, stem=self.stem,
+                    stripped=self.stripped, sha256=self.sha256)
         return table(head, {k: v for k, v in vars(self).items() if isinstance(v, list)})
 
-def table(
-    head:dict,  # label -> text
-    lists:dict, # label -> names
-)->str:
-    "A report as text: what is empty is left out, of long lists the first three names are shown."
-    lines = [f'{k:12}{v}' for k, v in head.items() if v]
-    return '\n'.join(lines + [f'{k:12}{len(v):5}  {", ".join(v[:3])}{", ..." if len(v) > 3 else ""}' for k, v in lists.items() if v])
+# %% ../../nbs/weights/03_load.ipynb #6f066b43d0
+def _matches(name, patterns): return any(re.fullmatch(p, name) for p in patterns)
 
+def _resized(name, value, own):
+    alike = value.ndim == own.ndim == 3 and value.shape[-1] == own.shape[-1]
+    if name.endswith('pos_embed') and alike: return regrid(value, own.shape[1])
+
+def _explain(report):
+    kinds = dict(wrong='of another shape', missing='missing in the file', unexpected='unknown to the model')
+    found = [(getattr(report, k), text) for k, text in kinds.items() if getattr(report, k)]
+    return '; '.join(f'{len(names)} {text}, such as {names[0]}' for names, text in found)
+
+# %% ../../nbs/weights/03_load.ipynb #30-a70b216a
 def load_into(
     module,              # takes the weights, in place
     weights:dict,        # parameter name -> tensor
@@ -84,26 +102,44 @@ def load_into(
     taken = {name for name in weights if name not in report.dropped}
     for name in own.keys() - taken: (report.new if _matches(name, new) else report.missing).append(name)
     report.loaded, report.missing, report.new = sorted(chosen), sorted(report.missing), sorted(report.new)
-    if not chosen or report.trouble and not allow_partial: raise MimdetError('; '.join(filter(None, [f'{source} does not fit: {_explain(report)}', way_out])))
+    if not chosen or report.trouble and not allow_partial:
+        told = f'{source} does not fit: {_explain(report)}'
+        raise MimdetError('; '.join(filter(None, [told, way_out])))
     module.load_state_dict(chosen, strict=False)
     return report
 
-def _matches(name, patterns): return any(re.fullmatch(p, name) for p in patterns)
+# %% ../../nbs/weights/03_load.ipynb #c30c53819b
+def mae_file(
+    model:Description, # a detector
+)->str:
+    "Which MAE file a detector starts from."
+    if model.size not in ('base', 'large', 'huge'):
+        return f'a full MAE of size {model.size}, such as mimdet_pretrain writes'
+    name = f'mae_pretrain_vit_{model.size}'
+    if model.design == 'benchmarking': return f'{name}.pth or {name}_full.pth (facebookresearch/mae)'
+    return f'{name}_full.pth (facebookresearch/mae issue 8)'
 
-def _resized(name, value, own):
-    if name.endswith('pos_embed') and value.ndim == own.ndim == 3 and value.shape[-1] == own.shape[-1]: return regrid(value, own.shape[1])
+def _mismatch(path, found, model, way_out, verdict='does not fit'):
+    return MimdetError(f'{path} {verdict}: it holds {found}; the model is {model}; {way_out}')
 
-def _explain(report):
-    kinds = dict(wrong='of another shape', missing='missing in the file', unexpected='unknown to the model')
-    found = [(getattr(report, k), text) for k, text in kinds.items() if getattr(report, k)]
-    return '; '.join(f'{len(names)} {text}, such as {names[0]}' for names, text in found)
-
-# %% ../../nbs/weights/03_load.ipynb #33-5d44e947
+# %% ../../nbs/weights/03_load.ipynb #dd16bc7a9a
 NEW_IN_MIMDET = (r'encoder\.patch_embed\.proj\.\d\..*', r'decoder\.conv_feat_proj\..*')
 DROPPED_IN_MIMDET = (r'encoder\.cls_token', r'decoder\.decoder_pred\..*', r'stem\..*')
 PATCHIFY, UPSAMPLE, DECODER = r'encoder\.patch_embed\.proj\.(weight|bias)', r'upsample\..*', r'decoder\..*'
 NEW_IN_BASELINE = (r'pos_embed', r'ms_adaptor\..*', r'.*rel_pos_bias\..*')
 DROPPED_IN_BASELINE = (r'pos_embed', r'cls_token', r'(fc_)?norm\..*', r'mask_token', r'decoder_.*', r'stem\..*')
+
+def _in_mimdet(name, fitted):
+    "Where MIMDet's backbone has a parameter of an autoencoder's file."
+    if name.startswith(STEM): return f'encoder.patch_embed.{name.removeprefix(STEM)}' if fitted else name
+    return f'decoder.{name}' if of_decoder(name) else f'encoder.{name}'
+
+def _beyond(decoder):
+    "MAE's parameters that MIMDet's shorter decoder does not have."
+    blocks = [rf'decoder\.decoder_blocks\.{n}\..*' for n in range(len(decoder.decoder_blocks), 64)]
+    return blocks if decoder.mask_token is not None else [*blocks, r'decoder\.mask_token']
+
+# %% ../../nbs/weights/03_load.ipynb #33-5d44e947
 PARTS, STEMS = ('all', 'encoder'), ('random', 'fitted')
 FITTED_STEM = "fitted to the autoencoder's patch tokens: ours, not the paper's"
 
@@ -121,10 +157,15 @@ def load_mae(
     weights, stripped = read_wrapped(path)
     weights = published_names(weights)
     found, model = describe(weights), describe({BACKBONE + k: v for k, v in backbone.state_dict().items()})
-    if model.design == 'stem': raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: leave out mae_checkpoint.path')
+    if model.design == 'stem':
+        raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: '
+                          'leave out mae_checkpoint.path')
     baseline, way_out = model.design == 'benchmarking', f'needed is {mae_file(model)}'
     alone = parts == 'encoder' and not baseline # of which the baseline never takes more
-    if found.kind == 'mae-visualize': way_out += f'; told by its values (share {mean_share(weights["decoder_pred.weight"]):.3f} > {PLAIN_PIXELS}), so --allow-partial if you know better'
+    if found.kind == 'mae-visualize':
+        share = mean_share(weights['decoder_pred.weight'])
+        way_out += (f'; told by its values (share {share:.3f} > {PLAIN_PIXELS}), '
+                    'so --allow-partial if you know better')
     if not found.kind.startswith('mae'): raise _mismatch(path, found, model, way_out, 'is no MAE checkpoint')
     unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + (baseline or alone)]
     if (unsuited or found.size != model.size) and not allow_partial: raise _mismatch(path, found, model, way_out)
@@ -137,35 +178,22 @@ def load_mae(
         else: dropped.append(PATCHIFY)
         if alone: new, dropped = [*new, DECODER], [*dropped, DECODER]
     report = load_into(backbone, weights, path, new, dropped, allow_partial, way_out)
-    report.sha256, report.holds, report.parts = sha256(path), str(found), 'the encoder alone; the decoder starts at random' if alone else ''
-    report.stripped = stripped
+    report.sha256, report.holds, report.stripped = sha256(path), str(found), stripped
+    if alone: report.parts = 'the encoder alone; the decoder starts at random'
     if fitted: report.stem = FITTED_STEM
     return report
 
-def _in_mimdet(name, fitted):
-    "Where MIMDet's backbone has a parameter of an autoencoder's file."
-    if name.startswith(STEM): return f'encoder.patch_embed.{name.removeprefix(STEM)}' if fitted else name
-    return f'decoder.{name}' if of_decoder(name) else f'encoder.{name}'
+# %% ../../nbs/weights/03_load.ipynb #fc8e1fa0ed
+CONSTANTS = (r'pixel_mean', r'pixel_std',
+             r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
 
-def _beyond(decoder):
-    "MAE's parameters that MIMDet's shorter decoder does not have."
-    blocks = [rf'decoder\.decoder_blocks\.{n}\..*' for n in range(len(decoder.decoder_blocks), 64)]
-    return blocks if decoder.mask_token is not None else [*blocks, r'decoder\.mask_token']
-
-def mae_file(
-    model:Description, # a detector
-)->str:
-    "Which MAE file a detector starts from."
-    if model.size not in ('base', 'large', 'huge'): return f'a full MAE of size {model.size}, such as mimdet_pretrain writes'
-    if model.design == 'benchmarking': return f'mae_pretrain_vit_{model.size}.pth or mae_pretrain_vit_{model.size}_full.pth (facebookresearch/mae)'
-    return f'mae_pretrain_vit_{model.size}_full.pth (facebookresearch/mae issue 8)'
-
-def _mismatch(path, found, model, way_out, verdict='does not fit'):
-    return MimdetError(f'{path} {verdict}: it holds {found}; the model is {model}; {way_out}')
+def _recipe(found):
+    if found.size not in SIZES.values() or found.design not in ('v1', 'v2', 'benchmarking'):
+        return 'no recipe here has that backbone'
+    if found.design == 'benchmarking': return f'choose a recipe benchmarking_{found.size}_*'
+    return f'choose a recipe mimdet_{found.size}_{found.design}_*'
 
 # %% ../../nbs/weights/03_load.ipynb #36-34b4e593
-CONSTANTS = (r'pixel_mean', r'pixel_std', r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
-
 def load_detector(
     model,               # a `Detector`
     path,                # its weights
@@ -176,16 +204,16 @@ def load_detector(
     (weights, stripped), own = read_wrapped(path), model.state_dict()
     found, wanted = describe(weights), describe(own)
     if found.kind != 'detector':
-        raise _mismatch(path, found, wanted, 'a masked autoencoder goes to --mae (load_mae)' if found.kind != 'unknown' else 'needed is a trained detector', 'is no detector')
+        way_out = 'a masked autoencoder goes to --mae (load_mae)'
+        if found.kind == 'unknown': way_out = 'needed is a trained detector'
+        raise _mismatch(path, found, wanted, way_out, 'is no detector')
     if not allow_partial:
-        if (found.design, found.size) != (wanted.design, wanted.size): raise _mismatch(path, found, wanted, _recipe(found))
+        if (found.design, found.size) != (wanted.design, wanted.size):
+            raise _mismatch(path, found, wanted, _recipe(found))
         if found.classes != wanted.classes:
-            raise _mismatch(path, found, wanted, f'set the model to {found.classes} classes, or keep fresh predictors with --allow-partial')
+            way_out = f'set the model to {found.classes} classes, or keep fresh predictors with --allow-partial'
+            raise _mismatch(path, found, wanted, way_out)
     constants = [re.escape(k) for k in weights if k not in own and _matches(k, CONSTANTS)]
     report = load_into(model, weights, path, CONSTANTS, constants, allow_partial)
     report.sha256, report.holds, report.stripped = sha256(path), str(found), stripped
     return report
-
-def _recipe(found):
-    if found.size not in SIZES.values() or found.design not in ('v1', 'v2', 'benchmarking'): return 'no recipe here has that backbone'
-    return f'choose a recipe benchmarking_{found.size}_*' if found.design == 'benchmarking' else f'choose a recipe mimdet_{found.size}_{found.design}_*'
