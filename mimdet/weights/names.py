@@ -11,6 +11,7 @@ __all__ = ['IN_BLOCK', 'IN_ENCODER', 'STEM', 'PLAIN_PIXELS', 'BACKBONE', 'SIZES'
 import math, re
 from dataclasses import dataclass
 import torch
+from ..registry import BACKBONES
 
 # %% ../../nbs/weights/02_names.ipynb #c1a3ac0d0b
 IN_BLOCK = {'norm1': 'layernorm_before',
@@ -106,8 +107,7 @@ KINDS = {'mae-full': 'a full MAE (encoder and decoder)',
          'mae-encoder': "an encoder only (MAE's, without decoder)",
          'mae-visualize': 'a visualize MAE (its decoder predicts plain pixels)',
          'unknown': 'neither an MAE nor a detector'}
-DESIGNS = dict(v1='MIMDet v1', v2='MIMDet v2', benchmarking='the benchmarking baseline',
-               patchify='MIMDet on 16x16 patches', stem='MIMDet without its ViT')
+DESIGNS = {design: what for entry in BACKBONES.values() for design, (what, _) in entry.signs.items()}
 
 # %% ../../nbs/weights/02_names.ipynb #625a454468
 @dataclass(frozen=True)
@@ -148,21 +148,26 @@ def describe(
            if k.startswith(BACKBONE) or not detector}
     scores = weights.get('roi_heads.box_predictor.cls_score.weight')
     classes = 0 if scores is None else len(scores) - 1
-    if 'blocks.0.attn.qkv.weight' not in own:
-        stem = detector and {'patch_embed.proj.3.3.weight', 'conv_feat_proj.weight'} <= own.keys()
-        if not stem: return Description('detector' if detector else 'unknown')
-        return Description('detector', 'stem', dim=own['conv_feat_proj.weight'].shape[1], classes=classes)
+    transformer = 'blocks.0.attn.qkv.weight' in own
+    design = _design(own, transformer) if detector else ''
+    if not transformer:
+        if design != 'stem': return Description('detector' if detector else 'unknown', design)
+        return Description('detector', design, dim=own['conv_feat_proj.weight'].shape[1], classes=classes)
     dim = own['blocks.0.attn.qkv.weight'].shape[1]
     grid, _ = grid_of(own['pos_embed'].shape[1]) if 'pos_embed' in own else (0, 0)
     shape = dict(dim=dim, depth=_blocks(own, 'blocks'), grid=grid)
-    if detector:
-        signs = dict(upsample='patchify', conv_feat_proj='v2', mask_token='v1', ms_adaptor='benchmarking')
-        design = next((d for sign, d in signs.items() if any(k.startswith(sign) for k in own)), '')
-        return Description('detector', design, **shape, classes=classes)
+    if detector: return Description('detector', design, **shape, classes=classes)
     if not _blocks(own, 'decoder_blocks'): return Description('mae-encoder', **shape)
     pixels = own.get('decoder_pred.weight')
     plain = pixels is not None and mean_share(pixels) > PLAIN_PIXELS
     return Description('mae-visualize' if plain else 'mae-full', **shape)
+
+def _design(names, transformer):
+    "The design whose sign is among the names of a detector's backbone, with or without a transformer."
+    for entry in reversed(BACKBONES.values()):
+        for design, (_, sign) in entry.signs.items():
+            if entry.transformer == transformer and any(name.startswith(sign) for name in names): return design
+    return ''
 
 # %% ../../nbs/weights/02_names.ipynb #59f8af1601
 def kind(
