@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS', 'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER',
-           'HOW_SAMPLING_SPREAD', 'SPECIAL', 'LINE', 'number', 'cell', 'Table', 'make_table', 'with_cells_of', 'digest',
-           'made_from', 'named', 'read_digest', 'read_names', 'caption', 'took', 'source_line', 'markdown',
-           'write_table', 'escape', 'latex', 'save_table', 'output_folder']
+           'HOW_SAMPLING_SPREAD', 'HOW_COST', 'HOW_BENCH', 'SPECIAL', 'LINE', 'number', 'cell', 'Table', 'make_table',
+           'with_cells_of', 'digest', 'made_from', 'named', 'read_digest', 'read_names', 'caption', 'took',
+           'source_line', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
 
 # %% ../../nbs/study/06_pages.ipynb #f356b40a37
 import hashlib, json, re, tempfile
@@ -156,11 +156,23 @@ def _dates(records):
 def _commits(records): return _join(r['git'].get('commit', 'unknown')[:7] + (' (with changes)' if r['git'].get('dirty') else '') for r in records)
 
 # %% ../../nbs/study/06_pages.ipynb #84-e408aab7
-HOW_CELLS_READ = 'A cell is box AP / mask AP in percent: the mean over n trainings that differ in the seed, each averaged over its samplings, ± the standard deviation over these trainings (none for a single one).'
-HOW_PUBLISHED = 'Published numbers are COCO val2017 with models of size base or large, at inference ratio 1; a difference is given on the same data only, since between data sets it would mean nothing. n/a (paper): not known to us.'
+HOW_CELLS_READ = ('A cell is box AP / mask AP in percent: the mean over n trainings that differ in the seed, each averaged over its samplings, '
+                  '± the standard deviation over these trainings (none for a single one).')
+HOW_PUBLISHED = ('Published numbers are COCO val2017 with models of size base or large, at inference ratio 1; a difference is given on '
+                 'the same data only, since between data sets it would mean nothing. n/a (paper): not known to us.')
 HOW_ENCODER = ('Box AP. Lost and gained: against the training ratio. c4 moved: the mean square by which c4 at the training ratio '
                '(at 0.25, if that is 1) differs from c4 at ratio 1, as a share of its variance. Stem guess: c4 replaced by its best linear guess from the stem.')
-HOW_SAMPLING_SPREAD = 'Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; with several trainings the root of the mean variance.'
+HOW_SAMPLING_SPREAD = ('Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; '
+                       'with several trainings the root of the mean variance.')
+HOW_COST = ('FLOPs are multiply-adds of a forward pass on one image, with the most proposals that the recipe allows and 100 detections. '
+            'fvcore / formula compares both for what one pass really found. Latency is that of the whole detector with random weights in '
+            'full precision, from pixels to masks; every region counts as an object. Memory is that of the process on a CPU, libraries '
+            'included, and what torch allocates on a GPU. Training: steps of the engine, no data is loaded. Published FLOPs are from a '
+            'table by others that says neither ratio nor image size; they stand beside our ratio 1.0.')
+HOW_BENCH = ("The median time of our code over that of the same network from plain parts (detectron2's, torch's and timm's as they are; "
+             "first in full precision; of evaluation: pycocotools), and over that of the authors' code; on the same weights and inputs, in "
+             'turns, in one process. Less than 1 is faster. Weights are random, and in inference every region counts as an object. Memory is '
+             'what a call takes beyond weights and averages.')
 
 # %% ../../nbs/study/06_pages.ipynb #86-7e9b1afb
 def markdown(
