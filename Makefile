@@ -24,12 +24,15 @@ INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 .PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab lock bundle clean clean-runs
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
+	    while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 setup: $(ENV)/.stamp ## make the environment (PYTHON=python3.12 to choose the interpreter)
 
 $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
-	@command -v "$(INTERPRETER)" >/dev/null || { echo "no $(INTERPRETER) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; exit 1; }
+	@command -v "$(INTERPRETER)" >/dev/null || { \
+	    echo "no $(INTERPRETER) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; \
+	    exit 1; }
 	@"$(INTERPRETER)" tools/setup.py "$(ENV)"
 
 reproduce: setup ## runs, tables and figures of a study (PROFILE=quick, TARGET=table2, CORES=all, FLAGS=-n for a dry run)
@@ -57,18 +60,22 @@ docs-serve: docs ## the site at http://127.0.0.1:8000 (PORT=8000)
 readme: setup ## write README.md from nbs/index.ipynb
 	@$(RUN) python tools/readme.py
 
+lab: OPTIONS = --notebook-dir=nbs --LabApp.default_url=/lab/tree/tutorials/explore.ipynb \
+               --FileContentsManager.pre_save_hook=clean_notebooks.before_save
 lab: setup ## open the tutorials in JupyterLab, which saves notebooks without outputs
-	@$(RUN) PYTHONPATH=tools jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/tutorials/explore.ipynb --FileContentsManager.pre_save_hook=clean_notebooks.before_save $(FLAGS)
+	@$(RUN) PYTHONPATH=tools jupyter lab $(OPTIONS) $(FLAGS)
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
-	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock
+	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock
 
 bundle: setup ## pack the project and its packages, all but PyTorch, for a machine without network (PYTHON=3.12, that machine's)
 	@$(RUN) python tools/bundle.py $(filter 3.%,$(PYTHON))
 
 clean: ## remove what was built, but neither environment nor runs
 	rm -rf build _proc _docs nbs/_proc .pytest_cache *.egg-info
-	find mimdet nbs tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	find mimdet nbs tests tools -name __pycache__ -prune -exec rm -rf {} + \
+	    -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 clean-runs: ## remove checkpoints, logs and executed notebooks of all runs (records and figures stay)
 	rm -rf runs .snakemake

@@ -1,6 +1,6 @@
-# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study.jobs says: see nbs/study/03_jobs.ipynb.
-# Each run also leaves its executed notebook below runs/, which is not in git: a fresh clone has none, so there everything runs, unless the
-# profile takes committed records for runs that are done.
+# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study.jobs says:
+# see nbs/study/03_jobs.ipynb. Each run also leaves its executed notebook below runs/, which is not in git: a fresh
+# clone has none, so there everything runs, unless the profile takes committed records for runs that are done.
 import json, sys
 from mimdet.base.core import MimdetError
 from mimdet.study.jobs import inputs, read_study, recorded, targets
@@ -9,9 +9,12 @@ from mimdet.study.plan import minutes, priority
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')
 jobs = study.jobs
-taken = set() if config.get('anew') else recorded(study) # their records are all that is left of them, and all that is needed
+# The records of these are all that is left of them, and all that is needed.
+taken = set() if config.get('anew') else recorded(study)
 
-def files(names): return [file for name in names for file in ([jobs[name].record] if name in taken else [*jobs[name].outputs, jobs[name].executed])]
+def files_of(name): return [jobs[name].record] if name in taken else [*jobs[name].outputs, jobs[name].executed]
+
+def files(names): return [file for name in names for file in files_of(name)]
 
 rule all:
     input: files(jobs)
@@ -31,8 +34,13 @@ for job in (job for name, job in jobs.items() if name not in taken):
         name: job.name
         input: inputs(study, job, taken), notebook=job.notebook
         output: list(job.outputs), executed=job.executed
-        params: parameters=json.dumps(job.parameters, sort_keys=True), gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
+        params:
+            parameters=json.dumps(job.parameters, sort_keys=True),
+            gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
         threads: job.threads
         priority: priority(study, job)
-        resources: gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), runtime=minutes(study, job)
-        shell: 'OMP_NUM_THREADS={threads} python tools/run_notebook.py {input.notebook} {output.executed} {params.parameters:q} {params.gpus}'
+        resources:
+            gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), runtime=minutes(study, job)
+        shell:
+            'OMP_NUM_THREADS={threads} python tools/run_notebook.py '
+            '{input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

@@ -4,7 +4,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from websocket import create_connection
 
-CHROMIUM = next(filter(None, [os.environ.get('CHROMIUM'), *map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))]), None)
+NAMES = 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
+CHROMIUM = next(filter(None, [os.environ.get('CHROMIUM'), *map(shutil.which, NAMES)]), None)
+OPTIONS = '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-allow-origins=*'
+
+def elsewhere(url):
+    "Whether a request leaves this machine."
+    return url.split(':')[0] not in ('file', 'data', 'blob') and not url.startswith('http://127.0.0.1')
 
 class Tab:
     "One page, with what went wrong on it."
@@ -15,11 +21,15 @@ class Tab:
         method, p = event.get('method', ''), event.get('params', {})
         self.loaded |= method == 'Page.loadEventFired'
         if method == 'Network.loadingFailed': self.problems.append(f'request failed: {p.get("errorText")}')
-        if method == 'Network.requestWillBeSent' and p['request']['url'].split(':')[0] not in ('file', 'data', 'blob') and not p['request']['url'].startswith('http://127.0.0.1'):
+        if method == 'Network.requestWillBeSent' and elsewhere(p['request']['url']):
             self.problems.append(f'request to elsewhere: {p["request"]["url"]}')
-        if method == 'Network.responseReceived' and p['response']['status'] >= 400: self.problems.append(f'{p["response"]["status"]}: {p["response"]["url"]}')
-        if method == 'Runtime.exceptionThrown': self.problems.append(f'script error: {p["exceptionDetails"].get("exception", {}).get("description")}')
-        if method == 'Runtime.consoleAPICalled' and p['type'] == 'error' or method == 'Log.entryAdded' and p['entry']['level'] == 'error': self.problems.append(f'console: {p}')
+        if method == 'Network.responseReceived' and p['response']['status'] >= 400:
+            self.problems.append(f'{p["response"]["status"]}: {p["response"]["url"]}')
+        if method == 'Runtime.exceptionThrown':
+            self.problems.append(f'script error: {p["exceptionDetails"].get("exception", {}).get("description")}')
+        called = method == 'Runtime.consoleAPICalled' and p['type'] == 'error'
+        logged = method == 'Log.entryAdded' and p['entry']['level'] == 'error'
+        if called or logged: self.problems.append(f'console: {p}')
 
     def call(self, method, **params):
         "A command's result; events on the way are noted."
@@ -32,7 +42,8 @@ class Tab:
     def open(self, url, width, height, scheme):
         "Load a page at a size, in light or dark; returns its problems."
         self.problems, self.loaded = [], False
-        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        mobile = width < 600
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value=scheme)])
         moved = 'loaderId' not in self.call('Page.navigate', url=url) # within the page: nothing is loaded
         while not (moved or self.loaded): self.note(json.loads(self.socket.recv()))
@@ -40,7 +51,9 @@ class Tab:
         self.call('Runtime.evaluate', expression='0') # what has happened since is noted
         return self.problems
 
-    def evaluate(self, expression): return self.call('Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True)['result'].get('value')
+    def evaluate(self, expression):
+        answer = self.call('Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True)
+        return answer['result'].get('value')
 
     def screenshot(self, path): Path(path).write_bytes(base64.b64decode(self.call('Page.captureScreenshot')['data']))
 
@@ -48,8 +61,8 @@ class Tab:
 def browser():
     "A tab of a Chromium with a profile of its own."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-debugging-port=0', '--remote-allow-origins=*', f'--user-data-dir={profile}', 'about:blank'],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [CHROMIUM, *OPTIONS, '--remote-debugging-port=0', f'--user-data-dir={profile}', 'about:blank']
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port = Path(profile)/'DevToolsActivePort'
             for _ in range(600):

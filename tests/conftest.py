@@ -29,12 +29,15 @@ def spec(split): return f'{split["json"]}:{split["images"]}'
 def logged(out):
     "Iterations that a training has logged so far; its last line may be half written."
     path = out/'metrics.jsonl'
-    return [json.loads(line)['iteration'] for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)['iteration'] for line in lines if line.endswith('}')]
 
 def copy_project(folder):
     "What a study needs of the project, without its git."
-    for name in ('nbs', 'mimdet', 'profiles', 'tools'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    for name in ('results', 'figures', 'weights'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('smoke', '*.png', '*.svg'))
+    def copy(names, *left_out):
+        for name in names: shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns(*left_out))
+    copy(('nbs', 'mimdet', 'profiles', 'tools'), '.ipynb_checkpoints')
+    copy(('results', 'figures', 'weights'), 'smoke', '*.png', '*.svg')
     for name in ('Snakefile', 'settings.ini', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, folder/name)
     return folder
 
@@ -63,6 +66,7 @@ def emoji(tmp_path_factory):
 def trained(emoji, tmp_path_factory):
     "Output folder of a training of three steps."
     out = tmp_path_factory.mktemp('run')/'trained'
-    done = run_command('mimdet_train', 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', out)
+    options = ['schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', out]
+    done = run_command('mimdet_train', *options)
     assert done.returncode == 0, done.stderr
     return out

@@ -1,4 +1,5 @@
-"""Six photographs of COCO, annotations with gaps in the category ids and a crowd region among them: register, train, evaluate, predict."""
+"""Six photographs of COCO, annotations with gaps in the category ids and a crowd region among them:
+register, train, evaluate, predict."""
 import json
 import pytest
 from conftest import ROOT, SHORT
@@ -28,5 +29,6 @@ def test_train_evaluate_predict(call, tmp_path):
 
 def test_the_papers_augmentation_runs(call, tmp_path):
     "The recipe's own image sizes and crops, with the tiny network."
-    done = call(mimdet_train, *SHORT, 'data.crop=true', 'data.short_edges=[480,512]', 'data.max_size=800', 'schedule.iterations=2', '--dataset', SPEC, '--output', tmp_path/'run')
+    sizes = ['data.crop=true', 'data.short_edges=[480,512]', 'data.max_size=800']
+    done = call(mimdet_train, *SHORT, *sizes, 'schedule.iterations=2', '--dataset', SPEC, '--output', tmp_path/'run')
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from conftest import ROOT, SHORT, run_command, spec
-from mimdet.training.commands import mimdet_data, mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain, mimdet_train
+from mimdet.training.commands import (mimdet_data, mimdet_evaluate, mimdet_models, mimdet_predict, mimdet_pretrain,
+                                      mimdet_train)
 from mimdet.base.core import sha256
 from mimdet.detector import build
 from detectron2.data import MetadataCatalog # after a module of mimdet, which mends detectron2
@@ -32,12 +33,15 @@ def changed(split, folder, change):
     path.write_text(json.dumps(coco))
     return f'{path}:{split["images"]}'
 
+def of_another_size(coco):
+    for annotation in coco['annotations']: annotation['segmentation'].update(size=[64, 64])
+
 BAD_DATA = {
     'lacks keys': (lambda c: c.pop('categories'), 'categories'),
     'box with a negative side': (lambda c: c['annotations'][0].update(bbox=[100, 100, -90, 20]), 'bbox'),
     'unknown category': (lambda c: c['annotations'][0].update(category_id=999), 'annotation 1: 999'),
     'bare polygon': (lambda c: c['annotations'][0].update(segmentation=[1, 1, 5, 1, 5, 5]), 'segmentation'),
-    'masks of another size': (lambda c: [a['segmentation'].update(size=[64, 64]) for a in c['annotations']], 'another size'),
+    'masks of another size': (of_another_size, 'another size'),
     'all crowd': (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'set iscrowd to 0'),
     'missing image': (lambda c: c['images'][0].update(file_name='gone.jpg'), 'gone.jpg'),
 }
@@ -45,7 +49,8 @@ BAD_DATA = {
 @pytest.mark.parametrize('case', BAD_DATA)
 def test_bad_annotations(call, case, emoji, tmp_path):
     change, word = BAD_DATA[case]
-    done = call(mimdet_train, *SHORT, '--dataset', changed(emoji['train'], tmp_path, change), '--output', tmp_path/'out')
+    data = changed(emoji['train'], tmp_path, change)
+    done = call(mimdet_train, *SHORT, '--dataset', data, '--output', tmp_path/'out')
     assert word in complaint(done)
     assert not (tmp_path/'out').exists()
 
@@ -62,7 +67,8 @@ def test_truncated_image(call, emoji, tmp_path):
     for image in coco['images']: # all of them, so that the first batch meets one
         data = Path(emoji['train']['images'], image['file_name']).read_bytes()
         (tmp_path/image['file_name']).write_bytes(data[:len(data)//2])
-    done = call(mimdet_train, 'schedule.iterations=2', *SHORT, '--dataset', f'{emoji["train"]["json"]}:{tmp_path}', '--output', tmp_path/'out')
+    data = f'{emoji["train"]["json"]}:{tmp_path}'
+    done = call(mimdet_train, 'schedule.iterations=2', *SHORT, '--dataset', data, '--output', tmp_path/'out')
     assert 'cannot be read as an image' in complaint(done)
     assert not (tmp_path/'out'/'model_final.pth').exists()
 
@@ -91,34 +97,42 @@ def test_bad_arguments(call, arguments, message, emoji, tmp_path):
     assert not (tmp_path/'out').exists()
 
 def test_checkpoint_of_another_model(call, trained, emoji, tmp_path):
-    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--mae', trained/'model_final.pth')
+    options = [*SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out']
+    done = call(mimdet_train, *options, '--mae', trained/'model_final.pth')
     assert 'is no MAE checkpoint' in complaint(done)
     torch.save(dict(model={'backbone.x': torch.ones(1)}), tmp_path/'other.pth')
-    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--init', tmp_path/'other.pth')
+    done = call(mimdet_train, *options, '--init', tmp_path/'other.pth')
     assert 'does not fit' in complaint(done)
     assert not (tmp_path/'out').exists()
 
 def test_evaluate_ratios(call, trained, emoji, tmp_path):
+    data = ['--dataset', spec(emoji['val'])]
     for ratio in ('0', '1.5'):
-        assert 'outside (0, 1]' in complaint(call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', ratio))
-    assert 'there are hotcoco, pycocotools' in complaint(call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--evaluator', 'coco'))
-    done = call(mimdet_evaluate, trained, '--dataset', spec(emoji['val']), '--ratio', '0.25,1', '--evaluator', 'pycocotools', '--output', tmp_path)
+        assert 'outside (0, 1]' in complaint(call(mimdet_evaluate, trained, *data, '--ratio', ratio))
+    wrong = call(mimdet_evaluate, trained, *data, '--evaluator', 'coco')
+    assert 'there are hotcoco, pycocotools' in complaint(wrong)
+    options = ['--ratio', '0.25,1', '--evaluator', 'pycocotools', '--output', tmp_path]
+    done = call(mimdet_evaluate, trained, *data, *options)
     assert done.returncode == 0, done.stderr
-    assert [(row['ratio'], row['evaluator']) for row in json.loads((tmp_path/'metrics.json').read_text())] == [(0.25, 'pycocotools'), (1.0, 'pycocotools')]
+    rows = json.loads((tmp_path/'metrics.json').read_text())
+    assert [(row['ratio'], row['evaluator']) for row in rows] == [(0.25, 'pycocotools'), (1.0, 'pycocotools')]
     assert isinstance(json.loads((tmp_path/'predictions_0.25.json').read_text()), list)
 
 def test_evaluate_other_categories(call, trained, emoji, tmp_path):
     def rename(coco): coco['categories'][0]['name'] = 'submarine'
-    assert "'submarine'" in complaint(call(mimdet_evaluate, trained, '--dataset', changed(emoji['val'], tmp_path, rename)))
+    data = changed(emoji['val'], tmp_path, rename)
+    assert "'submarine'" in complaint(call(mimdet_evaluate, trained, '--dataset', data))
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
 def test_unwritable_folder(call, emoji, tmp_path):
     (tmp_path/'locked').mkdir(mode=0o500)
-    complaint(call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'locked'/'out'))
+    options = ['schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train'])]
+    complaint(call(mimdet_train, *options, '--output', tmp_path/'locked'/'out'))
 
 def test_output_folder_is_a_file(call, emoji, tmp_path):
     (tmp_path/'file').write_text('')
-    assert 'file' in complaint(call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'file'/'out'))
+    options = ['schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train'])]
+    assert 'file' in complaint(call(mimdet_train, *options, '--output', tmp_path/'file'/'out'))
 
 def test_full_disk(emoji, tmp_path):
     "A limit on the size of files acts like a disk that fills while the weights are written."
@@ -142,12 +156,14 @@ def pictures(folder):
 def test_predict(call, trained, tmp_path):
     (tmp_path/'in').mkdir()
     pictures(tmp_path/'in')
-    done = call(mimdet_predict, trained, tmp_path/'in', '--output', tmp_path/'out', '--threshold', '0', '--ratio', '0.5')
+    options = ['--output', tmp_path/'out', '--threshold', '0', '--ratio', '0.5']
+    done = call(mimdet_predict, trained, tmp_path/'in', *options)
     assert done.returncode == 0, done.stderr
     sizes = {p.name: Image.open(p).size for p in (tmp_path/'out').glob('*.png')}
     assert sizes == {'grey.png': (90, 60), 'rgba.png': (90, 60), 'cmyk.png': (90, 60), 'turned.png': (60, 90)}
     found = json.loads((tmp_path/'out'/'predictions.json').read_text())
-    assert all(set(f) == {'file_name', 'category', 'category_id', 'bbox', 'score', 'segmentation'} for f in found)
+    keys = {'file_name', 'category', 'category_id', 'bbox', 'score', 'segmentation'}
+    assert all(set(f) == keys for f in found)
 
 def test_predict_keeps_the_pictures(call, trained, tmp_path):
     pictures(tmp_path)
@@ -159,15 +175,19 @@ def test_predict_keeps_the_pictures(call, trained, tmp_path):
 
 def test_predict_bad_input(call, trained, tmp_path):
     (tmp_path/'broken.jpg').write_bytes(b'\xff\xd8\xff')
-    assert 'cannot be read as an image' in complaint(call(mimdet_predict, trained, tmp_path/'broken.jpg', '--output', tmp_path/'out'))
+    broken = call(mimdet_predict, trained, tmp_path/'broken.jpg', '--output', tmp_path/'out')
+    assert 'cannot be read as an image' in complaint(broken)
     assert 'no such image' in complaint(call(mimdet_predict, trained, tmp_path/'gone.jpg'))
     assert 'holds no trained model' in complaint(call(mimdet_predict, tmp_path, tmp_path/'broken.jpg'))
     assert not (tmp_path/'out'/'predictions.json').exists()
 
 def test_pretrain(call, emoji, tmp_path):
-    done = call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'mae', '--steps', 2, '--batch', 2, '--warmup', 1, '--stem-batch', 4)
+    options = ['--steps', 2, '--batch', 2, '--warmup', 1, '--stem-batch', 4]
+    done = call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'mae', *options)
     assert done.returncode == 0, done.stderr
-    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', tmp_path/'out', '--mae', tmp_path/'mae'/'mae_full.pth')
+    data = ['--dataset', spec(emoji['train']), '--val', spec(emoji['val'])]
+    options = ['--output', tmp_path/'out', '--mae', tmp_path/'mae'/'mae_full.pth']
+    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, *data, *options)
     assert done.returncode == 0, done.stderr
     assert 'box AP' in done.stdout and 'dropped' in done.stdout and 'fitted' in done.stdout
     assert 'no images here' in complaint(call(mimdet_pretrain, tmp_path, '--output', tmp_path/'none'))
@@ -175,9 +195,12 @@ def test_pretrain(call, emoji, tmp_path):
 def test_a_stem_for_a_file_that_is_there(call, emoji, tmp_path):
     save_weights(dict(model=mae_names(autoencoder('tiny')[0].state_dict())), tmp_path/'mae.pth')
     before = (tmp_path/'mae.pth').read_bytes()
-    fit = lambda *options: call(mimdet_pretrain, emoji['train']['images'], '--output', tmp_path/'stem', '--stem-batch', 4, *options)
+    def fit(*options):
+        output = ['--output', tmp_path/'stem', '--stem-batch', 4]
+        return call(mimdet_pretrain, emoji['train']['images'], *output, *options)
     done = fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 2)
-    assert done.returncode == 0 and 'of their variance' in done.stdout and (tmp_path/'mae.pth').read_bytes() == before
+    assert done.returncode == 0 and 'of their variance' in done.stdout
+    assert (tmp_path/'mae.pth').read_bytes() == before
     assert any(name.startswith('stem.') for name in read_weights(tmp_path/'stem/mae_full.pth'))
     assert 'needs some' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
     save_weights(dict(model=dict(x=torch.zeros(1))), tmp_path/'other.pth')
@@ -185,25 +208,32 @@ def test_a_stem_for_a_file_that_is_there(call, emoji, tmp_path):
 
 @pytest.mark.parametrize('first', [1, 3])
 def test_the_first_images(call, emoji, tmp_path, first):
-    done = call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--first', first, '--batch', 1, '--epochs', 1)
+    data = [*SHORT, '--dataset', spec(emoji['train'])]
+    options = ['--output', tmp_path/'out', '--first', first, '--batch', 1, '--epochs', 1]
+    done = call(mimdet_train, *data, *options)
     assert done.returncode == 0, done.stderr
     cfg = OmegaConf.load(tmp_path/'out/config.yaml')
     assert cfg.data.first == first and cfg.schedule.iterations == first
-    assert 'has 16 images' in complaint(call(mimdet_train, *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'wrong', 'data.first=17'))
+    wrong = call(mimdet_train, *data, '--output', tmp_path/'wrong', 'data.first=17')
+    assert 'has 16 images' in complaint(wrong)
 
 def test_boxes_without_masks(call, emoji, tmp_path):
     "Annotations without outlines train a detector of boxes, which is evaluated and predicts as such."
     def outlines_gone(coco):
         for annotation in coco['annotations']: del annotation['segmentation']
     data = changed(emoji['train'], tmp_path, outlines_gone)
-    assert call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out').returncode == 0
+    options = ['schedule.iterations=1', *SHORT, '--dataset', data, '--val', data, '--output', tmp_path/'out']
+    assert call(mimdet_train, *options).returncode == 0
     done = call(mimdet_evaluate, tmp_path/'out')
     assert 'box AP' in done.stdout and 'mask AP' not in done.stdout
-    assert 'mask AP' not in call(mimdet_evaluate, tmp_path/'out', '--dataset', spec(emoji['train'])).stdout, 'a detector of boxes has no masks, whatever the data have'
-    again = call(mimdet_train, '--config', tmp_path/'out'/'config.yaml', 'schedule.iterations=1', 'data.val=', '--output', tmp_path/'again')
+    done = call(mimdet_evaluate, tmp_path/'out', '--dataset', spec(emoji['train']))
+    assert 'mask AP' not in done.stdout, 'a detector of boxes has no masks, whatever the data have'
+    options = ['schedule.iterations=1', 'data.val=', '--output', tmp_path/'again']
+    again = call(mimdet_train, '--config', tmp_path/'out'/'config.yaml', *options)
     assert again.returncode == 0, again.stderr
     pictures(tmp_path)
-    assert call(mimdet_predict, tmp_path/'out', tmp_path/'grey.png', '--output', tmp_path/'drawn', '--threshold', 0.01).returncode == 0
+    options = ['--output', tmp_path/'drawn', '--threshold', 0.01]
+    assert call(mimdet_predict, tmp_path/'out', tmp_path/'grey.png', *options).returncode == 0
     found = json.loads((tmp_path/'drawn'/'predictions.json').read_text())
     assert found and 'segmentation' not in found[0]
 
@@ -211,54 +241,70 @@ def test_boxes_without_masks(call, emoji, tmp_path):
 def test_weights_of_a_recipe(call, recipe, emoji, tmp_path):
     "A file alone, as the published ones: the recipe says the rest, and the categories are COCO's."
     torch.manual_seed(0)
-    weights = {k: v*(10 if 'cls_score.weight' in k else 1) for k, v in build(config(recipe)).state_dict().items()}
+    weights = build(config(recipe)).state_dict()
+    weights = {k: v*(10 if 'cls_score.weight' in k else 1) for k, v in weights.items()}
     torch.save(dict(model=weights), tmp_path/'published.pth')
     pictures(tmp_path)
     options = '--weights', tmp_path/'published.pth'
-    done = call(mimdet_predict, recipe, tmp_path/'turned.jpg', *options, '--output', tmp_path/'drawn', '--threshold', 0)
+    drawn = ['--output', tmp_path/'drawn', '--threshold', 0]
+    done = call(mimdet_predict, recipe, tmp_path/'turned.jpg', *options, *drawn)
     assert done.returncode == 0 and sha256(tmp_path/'published.pth') in done.stdout, done.stderr
     found = json.loads((tmp_path/'drawn'/'predictions.json').read_text())
     assert found and {f['category'] for f in found} <= set(MetadataCatalog.get('coco_2017_val').thing_classes)
-    assert all(0 <= f['bbox'][0] and f['bbox'][0] + f['bbox'][2] <= 60.01 and f['bbox'][1] + f['bbox'][3] <= 90.01 for f in found)
+    for x, y, width, height in (f['bbox'] for f in found):
+        assert 0 <= x and x + width <= 60.01 and y + height <= 90.01
     assert '80 categories' in complaint(call(mimdet_evaluate, recipe, *options, '--dataset', spec(emoji['val'])))
 
 def test_the_baseline_trains_and_has_no_ratio(call, emoji, tmp_path):
     data = ['--dataset', spec(emoji['train']), '--val', spec(emoji['val'])]
-    done = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', 'schedule.iterations=1', 'train.ema=0.9999', *SHORT, *data, '--output', tmp_path/'out')
+    recipe = ['--config', 'benchmarking_tiny_25ep', *SHORT]
+    short = ['schedule.iterations=1', 'train.ema=0.9999']
+    done = call(mimdet_train, *recipe, *short, *data, '--output', tmp_path/'out')
     assert done.returncode == 0 and '\n1      decoder' in done.stdout, done.stderr
     kept = torch.load(tmp_path/'out'/'model_final.pth', weights_only=True)['model']
     for name, buffer in build(config('benchmarking_tiny_25ep')).named_buffers():
         if 'index' in name: assert torch.equal(kept[name], buffer), 'an average of whole numbers is none'
     assert 'no sample ratio' in complaint(call(mimdet_evaluate, tmp_path/'out', '--ratio', '0.5'))
-    wrong = call(mimdet_train, '--config', 'benchmarking_tiny_25ep', *SHORT, 'data.square=64', *data, '--output', tmp_path/'wrong')
+    wrong = call(mimdet_train, *recipe, 'data.square=64', *data, '--output', tmp_path/'wrong')
     assert 'takes 128x128 pixels, not 64x64' in complaint(wrong)
-    assert 'contradict' in complaint(call(mimdet_train, *SHORT, 'data.square=128', *data, '--output', tmp_path/'wrong'))
+    wrong = call(mimdet_train, *SHORT, 'data.square=128', *data, '--output', tmp_path/'wrong')
+    assert 'contradict' in complaint(wrong)
 
 def test_images_without_objects(call, emoji, tmp_path):
     "The first image has none; a data set that has none at all is refused."
-    def first_without(coco): coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] != coco['images'][0]['id']]
+    def first_without(coco):
+        first = coco['images'][0]['id']
+        coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] != first]
     data = changed(emoji['train'], tmp_path, first_without)
-    options = 'schedule.iterations=1', *SHORT, '--dataset', data, '--first', 1, '--batch', 1, '--output', tmp_path/'out'
+    options = ['schedule.iterations=1', *SHORT, '--dataset', data,
+               '--first', 1, '--batch', 1, '--output', tmp_path/'out']
     assert 'no images to train on' in complaint(call(mimdet_train, *options, 'data.filter_empty=true'))
     assert call(mimdet_train, *options, 'data.filter_empty=false').returncode == 0
     none = changed(emoji['train'], tmp_path, lambda coco: coco['annotations'].clear())
-    assert 'has no objects' in complaint(call(mimdet_train, *SHORT, '--dataset', none, '--output', tmp_path/'none'))
+    refused = call(mimdet_train, *SHORT, '--dataset', none, '--output', tmp_path/'none')
+    assert 'has no objects' in complaint(refused)
 
 def roboflow(coco):
     "Harmless habits: an annotation numbered 0, iscrowd left out, ids as text, another folder and case in the names."
-    for a in coco['annotations']: a |= dict(id=a['id'] - 1, image_id=f'img{a["image_id"]}', category_id=str(a['category_id'])); del a['iscrowd']
+    for a in coco['annotations']:
+        a |= dict(id=a['id'] - 1, image_id=f'img{a["image_id"]}', category_id=str(a['category_id']))
+        del a['iscrowd']
     for i in coco['images']: i |= dict(id=f'img{i["id"]}', file_name='train\\' + i['file_name'].upper())
 
 def test_harmless_habits(call, emoji, trained, tmp_path):
-    "They are told in one line, the report lies beside the run, AP is that of the good file, and results name the file's own ids."
+    """They are told in one line, the report lies beside the run, AP is that of the good file,
+    and results name the file's own ids."""
     data, good = changed(emoji['train'], tmp_path, roboflow), spec(emoji['train'])
     done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out')
     assert done.returncode == 0, done.stderr
-    assert ' things taken as meant (' in done.stdout and 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
-    assert 'cannot be used' in complaint(call(mimdet_train, *SHORT, '--dataset', data, '--strict', '--output', tmp_path/'strict'))
+    assert ' things taken as meant (' in done.stdout
+    assert 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
+    strict = call(mimdet_train, *SHORT, '--dataset', data, '--strict', '--output', tmp_path/'strict')
+    assert 'cannot be used' in complaint(strict)
     rows = []
     for name, dataset in dict(good=good, habits=data).items():
-        assert call(mimdet_evaluate, trained, '--dataset', dataset, '--ratio', 1, '--output', tmp_path/name).returncode == 0
+        options = ['--dataset', dataset, '--ratio', 1, '--output', tmp_path/name]
+        assert call(mimdet_evaluate, trained, *options).returncode == 0
         rows.append(json.loads((tmp_path/name/'metrics.json').read_text())[0])
     assert rows[0]['bbox'] == rows[1]['bbox'] and rows[0]['segm'] == rows[1]['segm']
     results = json.loads((tmp_path/'habits'/'predictions_1.json').read_text())
@@ -274,12 +320,15 @@ def test_odd_names(call, emoji, tmp_path):
         names = ODD_NAMES[k:k + 3]
         (folder := tmp_path/f'data{k}').mkdir()
         data = changed(emoji['train'], folder, renamed)
-        done = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'model.roi_heads.box_predictor.test_score_thresh=0.0', '--dataset', data, '--val', data, '--output', tmp_path/f'{k}')
+        options = ['schedule.iterations=1', *SHORT, 'model.roi_heads.box_predictor.test_score_thresh=0.0']
+        done = call(mimdet_train, *options, '--dataset', data, '--val', data, '--output', tmp_path/f'{k}')
         assert done.returncode == 0, done.stderr
-        done = call(mimdet_predict, tmp_path/f'{k}', emoji['val']['images'], '--output', tmp_path/f'drawn{k}', '--threshold', 0)
+        drawn = ['--output', tmp_path/f'drawn{k}', '--threshold', 0]
+        done = call(mimdet_predict, tmp_path/f'{k}', emoji['val']['images'], *drawn)
         assert done.returncode == 0, done.stderr
         found = json.loads((tmp_path/f'drawn{k}'/'predictions.json').read_text())
-        assert {r['category'] for r in found} <= {*names} and len({r['category'] for r in found}) > 1
+        categories = {r['category'] for r in found}
+        assert categories <= {*names} and len(categories) > 1
 
 def test_a_picture_with_a_comma_in_its_name(call, trained, emoji, tmp_path):
     picture = tmp_path/'red, large.jpg'
@@ -289,14 +338,17 @@ def test_a_picture_with_a_comma_in_its_name(call, trained, emoji, tmp_path):
 
 def test_check_and_repair(call, emoji, tmp_path, monkeypatch):
     data = changed(emoji['train'], tmp_path, roboflow)
-    done = call(mimdet_data, '--check', data, '--pictures', '--repair', tmp_path/'clean.json', '--sheet', tmp_path/'sheets')
+    options = ['--pictures', '--repair', tmp_path/'clean.json', '--sheet', tmp_path/'sheets']
+    done = call(mimdet_data, '--check', data, *options)
     assert done.returncode == 0, done.stderr
-    assert '16 images' in done.stdout and 'taken: ' in done.stdout and (tmp_path/'sheets'/'changed_sheet.png').exists()
+    assert '16 images' in done.stdout and 'taken: ' in done.stdout
+    assert (tmp_path/'sheets'/'changed_sheet.png').exists()
     clean = f'{tmp_path}/clean.json:{emoji["train"]["images"]}'
     assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
     assert 'exists' in complaint(call(mimdet_data, '--check', data, '--repair', tmp_path/'clean.json'))
     monkeypatch.chdir(tmp_path)
-    assert call(mimdet_data, '--check', data, '--sheet').returncode == 0 and Path('changed_sheet.png').exists()
+    assert call(mimdet_data, '--check', data, '--sheet').returncode == 0
+    assert Path('changed_sheet.png').exists()
     assert 'cannot be used' in complaint(call(mimdet_data, '--check', data, '--strict'))
     assert 'give the folder to make' in complaint(call(mimdet_data))
 
@@ -312,12 +364,14 @@ def test_a_printed_recipe_is_a_configuration(call, name, tmp_path):
     printed = call(mimdet_models, name).stdout
     assert '# - ' in printed
     (tmp_path/'saved.yaml').write_text(printed)
-    (tmp_path/'saved.py').write_text(f'from mimdet.recipes import config\nglobals().update(config({name!r}))\n')
+    (tmp_path/'saved.py').write_text('from mimdet.recipes import config\n'
+                                     f'globals().update(config({name!r}))\n')
     assert read_config(str(tmp_path/'saved.yaml')) == read_config(str(tmp_path/'saved.py')) == config(name)
 
 def test_evaluation_only(call, emoji, tmp_path):
     "Without --init: the run in the output folder, with its own configuration and against its own categories."
-    made = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'model.backbone.bottom_up.sample_ratio=0.25', '--dataset', spec(emoji['train']), '--output', tmp_path/'run')
+    options = ['schedule.iterations=1', *SHORT, 'model.backbone.bottom_up.sample_ratio=0.25']
+    made = call(mimdet_train, *options, '--dataset', spec(emoji['train']), '--output', tmp_path/'run')
     assert made.returncode == 0, made.stderr
     data = ['--val', spec(emoji['val']), '--eval-only']
     assert '\n0.25   decoder' in call(mimdet_train, *data, '--output', tmp_path/'run').stdout
@@ -325,8 +379,11 @@ def test_evaluation_only(call, emoji, tmp_path):
     done = call(mimdet_train, *data, *weights, 'model.backbone.bottom_up.sample_ratio=1.0')
     assert done.returncode == 0 and 'sha256' in done.stdout and '\n1      decoder' in done.stdout, done.stderr
     assert 'needs a data set' in complaint(call(mimdet_train, *weights, 'data.val=', '--eval-only'))
-    def swap(coco): coco['categories'][0]['name'], coco['categories'][1]['name'] = coco['categories'][1]['name'], coco['categories'][0]['name']
-    assert 'order or names differ' in complaint(call(mimdet_train, '--val', changed(emoji['val'], tmp_path, swap), '--eval-only', '--output', tmp_path/'run'))
+    def swap(coco):
+        first, second = coco['categories'][:2]
+        first['name'], second['name'] = second['name'], first['name']
+    swapped = ['--val', changed(emoji['val'], tmp_path, swap), '--eval-only']
+    assert 'order or names differ' in complaint(call(mimdet_train, *swapped, '--output', tmp_path/'run'))
 
 HARMFUL = 'model: {_target_: os.system, command: "touch executed"}\n'
 
@@ -359,34 +416,43 @@ def test_a_configuration_file_may_leave_things_out(call, emoji, tmp_path):
     assert call(mimdet_train, '--config', tmp_path/'short.yaml', *options).returncode == 0
     cfg.train.emma = 0.9
     OmegaConf.save(cfg, tmp_path/'typo.yaml')
-    assert "nothing reads 'train.emma', did you mean 'train.ema'" in complaint(call(mimdet_train, '--config', tmp_path/'typo.yaml', *options))
+    wrong = call(mimdet_train, '--config', tmp_path/'typo.yaml', *options)
+    assert "nothing reads 'train.emma', did you mean 'train.ema'" in complaint(wrong)
 
 def test_what_was_resolved(call, emoji, tmp_path):
-    done = call(mimdet_train, 'schedule.iterations=1', *SHORT, 'optimizer.clip=2', '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
-    assert 'changed from mimdet_tiny_v1_sr0.5_3x:' in done.stdout and '\n  optimizer.clip: 1.0 -> 2\n' in done.stdout
+    options = ['schedule.iterations=1', *SHORT, 'optimizer.clip=2']
+    done = call(mimdet_train, *options, '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
+    assert 'changed from mimdet_tiny_v1_sr0.5_3x:' in done.stdout
+    assert '\n  optimizer.clip: 1.0 -> 2\n' in done.stdout
     assert 'optimizer.clip: 1.0 -> 2\n' in (tmp_path/'out'/'changes.txt').read_text()
     assert OmegaConf.load(tmp_path/'out'/'config.yaml').optimizer.clip == 2
 
 def test_divergence_names_the_batch(call, emoji, tmp_path):
-    done = call(mimdet_train, 'schedule.iterations=9', *SHORT, 'optimizer.lr=1e30', 'optimizer.clip=0', '--seed', 3, '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
+    options = ['schedule.iterations=9', *SHORT, 'optimizer.lr=1e30', 'optimizer.clip=0', '--seed', 3]
+    done = call(mimdet_train, *options, '--dataset', spec(emoji['train']), '--output', tmp_path/'out')
     assert re.search(r'training diverged at iteration \d: .*; seed 3, images .*image_id', complaint(done))
     facts = json.loads((tmp_path/'out'/'not_finite_0.json').read_text())
     assert facts['seed'] == 3 and len(facts['images']) == 2
     assert not (tmp_path/'out'/'model_final.pth').exists()
 
 def test_half_precision(call, emoji, tmp_path):
-    "float16 with scaled losses learns what full precision learns, nearly; and the scale is part of a checkpoint."
+    """float16 with scaled losses learns what full precision learns, nearly;
+    and the scale is part of a checkpoint."""
     def losses(amp):
-        done = call(mimdet_train, 'schedule.iterations=2', *SHORT, f'model.amp={amp}', '--dataset', spec(emoji['train']), '--output', tmp_path/amp)
+        options = ['schedule.iterations=2', *SHORT, f'model.amp={amp}']
+        done = call(mimdet_train, *options, '--dataset', spec(emoji['train']), '--output', tmp_path/amp)
         assert done.returncode == 0, done.stderr
-        return [json.loads(line)['total_loss'] for line in (tmp_path/amp/'metrics.jsonl').read_text().splitlines()]
+        lines = (tmp_path/amp/'metrics.jsonl').read_text().splitlines()
+        return [json.loads(line)['total_loss'] for line in lines]
     full, half = losses('fp32'), losses('fp16')
     assert half != full and half == pytest.approx(full, rel=0.02)
-    scales = [torch.load(tmp_path/amp/'checkpoint.pth', weights_only=True)['trainer']['scaler'] for amp in ('fp32', 'fp16')]
+    checkpoints = [torch.load(tmp_path/amp/'checkpoint.pth', weights_only=True) for amp in ('fp32', 'fp16')]
+    scales = [checkpoint['trainer']['scaler'] for checkpoint in checkpoints]
     assert not scales[0] and scales[1]['scale'] > 1
 
 def test_options_between_changes(call):
-    assert "did you mean 'train.seed'" in complaint(call(mimdet_train, 'data.batch=2', '--seed', 1, 'train.sed=2'))
+    wrong = call(mimdet_train, 'data.batch=2', '--seed', 1, 'train.sed=2')
+    assert "did you mean 'train.seed'" in complaint(wrong)
 
 @pytest.mark.parametrize('options, message', [
     (['--num-gpus', 2, '--num-machines', 2], '--dist-url tcp://'),
@@ -394,15 +460,19 @@ def test_options_between_changes(call):
     (['--num-gpus', 0], 'at least 1'),
     (['--num-gpus', 99, '--device', 'cuda'], '--num-gpus 99: this machine has'),
 ])
-def test_bad_launch(call, options, message): assert message in complaint(call(mimdet_train, '--device', 'cpu', *options))
+def test_bad_launch(call, options, message):
+    assert message in complaint(call(mimdet_train, '--device', 'cpu', *options))
 
 def test_papermill_refuses_unknown_parameters(tmp_path):
-    done = run_command('papermill', ROOT/'nbs'/'experiments'/'train.ipynb', tmp_path/'out.ipynb', '-p', 'sample_rate', '0.5', cwd=tmp_path)
+    notebook = ROOT/'nbs'/'experiments'/'train.ipynb'
+    done = run_command('papermill', notebook, tmp_path/'out.ipynb', '-p', 'sample_rate', '0.5', cwd=tmp_path)
     assert done.returncode != 0 and "unknown parameter 'sample_rate'" in done.stderr
 
 def test_notebook_runner(tmp_path):
     "A failing experiment: one line, the traceback kept aside, and no notebook that looks executed."
     parameters = json.dumps(dict(recipe='mimdet_tiny_v3'))
-    done = run_command('python', ROOT/'tools'/'run_notebook.py', ROOT/'nbs'/'experiments'/'train.ipynb', tmp_path/'train.ipynb', parameters, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("train: error: MimdetError: unknown recipe 'mimdet_tiny_v3'")
+    script, notebook = ROOT/'tools'/'run_notebook.py', ROOT/'nbs'/'experiments'/'train.ipynb'
+    done = run_command('python', script, notebook, tmp_path/'train.ipynb', parameters, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train: error: MimdetError: unknown recipe 'mimdet_tiny_v3'")
     assert [p.name for p in tmp_path.iterdir()] == ['train.failed.ipynb']

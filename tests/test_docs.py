@@ -6,13 +6,20 @@ from conftest import ROOT
 from mimdet.study.records import read_record
 from mimdet.study.pages import digest, read_digest
 
-PAGES = {'start': 'index.html', 'method': 'method/index.html', 'reference': 'method/sampler.html', 'study': 'results/quick.html', 'tutorial': 'tutorials/own_data.html'}
+PAGES = {
+    'start': 'index.html',
+    'method': 'method/index.html',
+    'reference': 'method/sampler.html',
+    'study': 'results/quick.html',
+    'tutorial': 'tutorials/own_data.html',
+}
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The site with the outputs that are there; it would not be made with a broken link."
     out = tmp_path_factory.mktemp('docs')/'site'
-    done = subprocess.run([sys.executable, 'tools/docs.py', '--fast', '--renderer', 'smalldocs', '--out', out], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, 'tools/docs.py', '--fast', '--renderer', 'smalldocs', '--out', out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -27,47 +34,61 @@ def text(path): return re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', ' ', path.read_tex
 
 def test_every_notebook_has_a_page(site):
     books = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
-    assert [b for b in books if not (site/b.parent/re.sub(r'^\d+_', '', b.name)).with_suffix('.html').exists()] == []
+    def page(book): return (site/book.parent/re.sub(r'^\d+_', '', book.name)).with_suffix('.html')
+    assert [b for b in books if not page(b).exists()] == []
 
 def test_start_page_shows_the_committed_tables(site):
     shown = text(site/'index.html')
     for table in ('table_main', 'table_ratio', 'table_ablations'):
-        for row in (ROOT/'figures'/'demo'/f'{table}.md').read_text().partition('\n\n')[0].splitlines()[2:]:
+        page = (ROOT/'figures'/'demo'/f'{table}.md').read_text()
+        for row in page.partition('\n\n')[0].splitlines()[2:]:
             assert ' '.join(cell.strip() for cell in row.strip('| ').split('|')) in shown
 
 def test_every_figure_of_the_study_names_its_records(site):
     shown = (site/'results'/'quick.html').read_text()
+    runs = ROOT/'results'/'runs'/'quick'
     figures = sorted((ROOT/'figures'/'quick').glob('*.png'))
     assert figures
     for figure in figures:
         named = re.search(rf'figures/quick/{figure.name}".*?class="origin">(.*?)</div>', shown, re.S)[1]
-        records = [read_record(ROOT/'results'/'runs'/'quick'/f'{name}.json') for name in re.findall('#record-([^"]+)', named)]
+        records = [read_record(runs/f'{name}.json') for name in re.findall('#record-([^"]+)', named)]
         assert f'digest {digest(records)})' in named and digest(records) == read_digest(figure), figure.name
-    for record in (ROOT/'results'/'runs'/'quick').glob('*.json'): assert f'id="record-{record.stem}"' in shown
+    for record in runs.glob('*.json'): assert f'id="record-{record.stem}"' in shown
 
 def test_reference_has_signature_docstring_and_source(site):
     shown = (site/'method'/'sampler.html').read_text()
-    assert 'id="keep_count"' in shown and 'keep_count(n: int, ratio: float) -&gt; int' in re.sub(r'</?span[^>]*>', '', shown)
-    line = next(i for i, line in enumerate((ROOT/'mimdet'/'sampler.py').read_text().splitlines(), 1) if line.startswith('def keep_count'))
+    plain = re.sub(r'</?span[^>]*>', '', shown)
+    assert 'id="keep_count"' in shown and 'keep_count(n: int, ratio: float) -&gt; int' in plain
+    lines = (ROOT/'mimdet'/'sampler.py').read_text().splitlines()
+    line = next(i for i, line in enumerate(lines, 1) if line.startswith('def keep_count'))
     assert f'/mimdet/sampler.py#L{line}"' in shown
 
-def test_formulas_need_no_script(site): assert '<math' in (site/'method'/'stem.html').read_text() and 'katex' not in (site/'method'/'stem.html').read_text()
+def test_formulas_need_no_script(site):
+    shown = (site/'method'/'stem.html').read_text()
+    assert '<math' in shown and 'katex' not in shown
 
 def test_names_and_links_of_the_prose(tool):
     docs = tool('docs')
-    assert docs.relinked('`keep_tokens` and `keep_tokens()`', 'tutorials') == '[`keep_tokens`](../method/sampler.ipynb#keep_tokens) and [`keep_tokens()`](../method/sampler.ipynb#keep_tokens)'
-    assert docs.relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](method/sampler.ipynb)'
-    assert docs.relinked('[sampler](../method/03_sampler.ipynb#which)', 'tutorials') == '[sampler](../method/sampler.ipynb#which)'
-    assert docs.relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick.md#table_cost)'
-    assert docs.relinked('[licence](../LICENSE)', '') == f'[licence]({docs.GIT}/LICENSE)'
-    for same in ('```\n`keep_tokens`\n```', '[`keep_tokens`](https://example.org)', '`no_such_name`', '[a](#b)'): assert docs.relinked(same, '') == same
+    relinked = docs.relinked
+    assert relinked('`keep_tokens` and `keep_tokens()`', 'tutorials') == (
+        '[`keep_tokens`](../method/sampler.ipynb#keep_tokens) and '
+        '[`keep_tokens()`](../method/sampler.ipynb#keep_tokens)')
+    assert relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](method/sampler.ipynb)'
+    assert relinked('[sampler](../method/03_sampler.ipynb#which)', 'tutorials') == (
+        '[sampler](../method/sampler.ipynb#which)')
+    assert relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick.md#table_cost)'
+    assert relinked('[licence](../LICENSE)', '') == f'[licence]({docs.GIT}/LICENSE)'
+    for same in ('```\n`keep_tokens`\n```', '[`keep_tokens`](https://example.org)', '`no_such_name`', '[a](#b)'):
+        assert relinked(same, '') == same
 
 def test_outputs_of_another_code_are_not_shown(tool, tmp_path, monkeypatch):
     docs = tool('docs')
     for name in ('NBS', 'EXECUTED'):
         monkeypatch.setattr(docs, name, tmp_path/name)
         (tmp_path/name).mkdir()
-    def write(folder, source): nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id='a')]), tmp_path/folder/'a.ipynb')
+    def write(folder, source):
+        cell = nbformat.v4.new_code_cell(source, id='a')
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path/folder/'a.ipynb')
     write('NBS', '1 + 1')
     assert docs.executed(tmp_path/'NBS'/'a.ipynb') is None
     write('EXECUTED', '1 + 1')
@@ -80,9 +101,13 @@ def test_outputs_of_another_code_are_not_shown(tool, tmp_path, monkeypatch):
 GOOD = '<title>t</title><meta name="description" content="d"><h1 id="here">t</h1>'
 
 @pytest.mark.parametrize('body, complaint', [
-    ('<a href="b.html">b</a>', 'links to nothing: b.html'), ('<a href="#there">b</a>', 'missing anchor: #there'), ('<a href="../">up</a>', 'links to nothing'),
-    ('<img src="a.html">', 'without alternative text'), ('<script src="https://example.org/a.js"></script>', 'loads from elsewhere'),
-    ('<link rel="stylesheet" href="//example.org/a.css">', 'loads from elsewhere'), ('<a href="#here">b</a><a href="a.html#here">c</a><a href="https://example.org">d</a>', ''),
+    ('<a href="b.html">b</a>', 'links to nothing: b.html'),
+    ('<a href="#there">b</a>', 'missing anchor: #there'),
+    ('<a href="../">up</a>', 'links to nothing'),
+    ('<img src="a.html">', 'without alternative text'),
+    ('<script src="https://example.org/a.js"></script>', 'loads from elsewhere'),
+    ('<link rel="stylesheet" href="//example.org/a.css">', 'loads from elsewhere'),
+    ('<a href="#here">b</a><a href="a.html#here">c</a><a href="https://example.org">d</a>', ''),
 ])
 def test_check(tool, tmp_path, body, complaint):
     (tmp_path/'a.html').write_text(GOOD + body)
@@ -100,7 +125,8 @@ def test_check_reads_styles(tool, tmp_path):
 
 # --- in a browser ---
 
-in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: install Debian's package chromium, or name one in $CHROMIUM")
+in_browser = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium here: install Debian's package chromium, or name one in $CHROMIUM")
 
 @pytest.fixture(scope='module')
 def tab():
@@ -116,6 +142,9 @@ def addresses(site):
     yield {'disk': site.as_uri(), 'served': f'http://127.0.0.1:{server.server_port}'}
     server.shutdown()
 
+LIGHT = 'getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3).every((c) => c > 127)'
+PICTURES_ARE_THERE = '[...document.images].every((i) => i.complete && i.naturalWidth > 0)'
+
 @in_browser
 @pytest.mark.parametrize('how', ['disk', 'served'])
 @pytest.mark.parametrize('page', PAGES)
@@ -124,21 +153,26 @@ def test_page_opens_without_a_fault(tab, addresses, page, how):
         for width, height in ((1280, 900), (390, 844)):
             where = f'{page}, {scheme}, {width} pixels'
             assert tab.open(f'{addresses[how]}/{PAGES[page]}', width, height, scheme) == [], where
-            assert tab.evaluate('document.documentElement.scrollWidth') <= width, f'{where}: wider than the window'
-            light = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3).every((c) => c > 127)")
-            assert light == (scheme == 'light'), where
-            assert tab.evaluate('[...document.images].every((i) => i.complete && i.naturalWidth > 0)'), f'{where}: a picture is missing'
+            wide = tab.evaluate('document.documentElement.scrollWidth')
+            assert wide <= width, f'{where}: wider than the window'
+            assert tab.evaluate(LIGHT) == (scheme == 'light'), where
+            assert tab.evaluate(PICTURES_ARE_THERE), f'{where}: a picture is missing'
 
 SEARCH = """(async () => {
   const input = document.querySelector('.smalldocs-search input');
-  input.value = %r; input.dispatchEvent(new Event('input'));
-  for (let i = 0; i < 100 && !document.querySelector('.search-result'); i++) await new Promise((done) => setTimeout(done, 50));
-  return [...document.querySelectorAll('.search-result')].map((a) => a.href);
+  input.value = %r;
+  input.dispatchEvent(new Event('input'));
+  const found = () => [...document.querySelectorAll('.search-result')];
+  for (let i = 0; i < 100 && !found().length; i++) await new Promise((done) => setTimeout(done, 50));
+  return found().map((a) => a.href);
 })()"""
 
 @in_browser
 @pytest.mark.parametrize('how', ['disk', 'served'])
-@pytest.mark.parametrize('query, page', [('sample ratio', '/method/sampler.html'), ('keep_count', '/method/sampler.html#keep_count')])
+@pytest.mark.parametrize('query, page', [
+    ('sample ratio', '/method/sampler.html'),
+    ('keep_count', '/method/sampler.html#keep_count'),
+])
 def test_search(tab, addresses, how, query, page):
     assert tab.open(f'{addresses[how]}/tutorials/own_data.html', 1280, 900, 'light') == []
     assert any(page in found for found in tab.evaluate(SEARCH % query)) and tab.problems == []

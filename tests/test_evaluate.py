@@ -1,4 +1,5 @@
-"""Evaluation: both evaluators agree on every number, a batch changes nothing, and work in the background keeps its order."""
+"""Evaluation: both evaluators agree on every number, a batch changes nothing,
+and work in the background keeps its order."""
 import copy, json, threading, time
 from pathlib import Path
 import numpy as np
@@ -8,7 +9,8 @@ from pycocotools import mask as rle
 from mimdet.data import augment, datasets, stream
 from mimdet.base.core import MimdetError
 from mimdet.detector import build, predict
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json # after a module of mimdet, which mends detectron2
+# What is detectron2's comes after a module of mimdet, which mends detectron2.
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 from mimdet.measure.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate
 from mimdet.measure.predict import predict_pictures
@@ -37,7 +39,9 @@ def speckled(rng, box, height, width):
     "A mask that fills most of a box; one in thirty is empty."
     x, y, w, h = (int(v) for v in box)
     mask = np.zeros((height, width), bool)
-    if rng.random() > .03: mask[y:y + h + 1, x:x + w + 1] = rng.random(mask[y:y + h + 1, x:x + w + 1].shape) < .8
+    if rng.random() > .03:
+        inside = mask[y:y + h + 1, x:x + w + 1]
+        inside[:] = rng.random(inside.shape) < .8
     return mask
 
 def segmentation_of(rng, box, height, width):
@@ -54,10 +58,13 @@ def random_box(rng, height, width):
 
 def moved(rng, box, height, width):
     "Another box, by so little that it may still count, or not at all."
-    return (box + rng.normal(0, 2, 4)*rng.choice([0, .3, 1])).clip(0, [width - 1, height - 1, width, height]).tolist()
+    shift = rng.normal(0, 2, 4)*rng.choice([0, .3, 1])
+    return (box + shift).clip(0, [width - 1, height - 1, width, height]).tolist()
 
-def generated(seed, images=12, image_ids=None, categories=(1, 2, 3), objects=8, found=20, crowd=.15, scores=(.1, .5, .5, .9)):
-    "Annotations and results of random images: the last category has no object, some images have no results, many scores are equal."
+def generated(seed, images=12, image_ids=None, categories=(1, 2, 3), objects=8, found=20, crowd=.15,
+              scores=(.1, .5, .5, .9)):
+    """Annotations and results of random images: the last category has no object, some images have no results,
+    many scores are equal."""
     rng = np.random.default_rng(seed)
     coco, results = dict(images=[], annotations=[], categories=[dict(id=c, name=f'c{c}') for c in categories]), []
     for image_id in image_ids or range(1, images + 1):
@@ -68,8 +75,9 @@ def generated(seed, images=12, image_ids=None, categories=(1, 2, 3), objects=8, 
             box = random_box(rng, height, width)
             category = categories[rng.integers(max(len(categories) - 1, 1))]
             area = float(rng.choice([box[2]*box[3], 0, 32**2, 96**2], p=[.7, .1, .1, .1]))
-            own.append(dict(id=len(coco['annotations']) + len(own) + 1, image_id=image_id, category_id=category, bbox=box,
-                            area=area, iscrowd=int(rng.random() < crowd), segmentation=segmentation_of(rng, box, height, width)))
+            own.append(dict(id=len(coco['annotations']) + len(own) + 1, image_id=image_id, category_id=category,
+                            bbox=box, area=area, iscrowd=int(rng.random() < crowd),
+                            segmentation=segmentation_of(rng, box, height, width)))
         coco['annotations'] += own
         for _ in range(rng.integers(found + 1) if rng.random() > .2 else 0):
             near = own[rng.integers(len(own))] if own and rng.random() < .7 else None
@@ -90,7 +98,8 @@ SETS = {
     'scores that all differ': dict(scores=()),
     'one score': dict(scores=(.5,)),
     'more than a hundred detections an image': dict(images=3, objects=30, found=600),
-    'ids of every size and sign': dict(image_ids=[2**40, 0, -5, 7, 12, 2**53 + 1], categories=(2**31, 0, -3, 90, 2**53 + 1)),
+    'ids of every size and sign': dict(image_ids=[2**40, 0, -5, 7, 12, 2**53 + 1],
+                                       categories=(2**31, 0, -3, 90, 2**53 + 1)),
     'image ids as text': dict(image_ids=['b', 'a', '10', '9', '']),
     'one category': dict(categories=(5,)),
     'crowds only': dict(crowd=1.),
@@ -106,8 +115,9 @@ def test_evaluators_agree(options, part, tmp_path):
     for seed in range(4):
         coco, results = generated(seed, **options)
         ids = {image['id'] for image in coco['images'][::2 if part else 1]}
-        numbers = {name: list(run(copy.deepcopy(coco), copy.deepcopy(results), ('bbox', 'segm'), ids)) for name, run in EVALUATORS.items()}
-        for one, other in zip(numbers['pycocotools'], numbers['hotcoco']): assert all(map(np.array_equal, one, other))
+        def numbers(run): return list(run(copy.deepcopy(coco), copy.deepcopy(results), ('bbox', 'segm'), ids))
+        for one, other in zip(numbers(EVALUATORS['pycocotools']), numbers(EVALUATORS['hotcoco'])):
+            assert all(map(np.array_equal, one, other))
         path, before = tmp_path/f'{seed}.json', copy.deepcopy(results)
         path.write_text(json.dumps(coco))
         assert_agreement(path, results, image_ids=ids)
@@ -124,7 +134,8 @@ def test_fields_that_mean_nothing(tmp_path):
     "Whatever else a file holds, and for boxes even its masks."
     coco, results = generated(0, found=60)
     for image in coco['images']: image.update(license='free', date_captured=None, coco_url=7)
-    for annotation in coco['annotations']: annotation.update(iscrowd=annotation['iscrowd'] == 1, segmentation=None, keypoints='none', caption=3)
+    nothing = dict(segmentation=None, keypoints='none', caption=3)
+    for annotation in coco['annotations']: annotation.update(nothing, iscrowd=annotation['iscrowd'] == 1)
     for result in results: result.update(id=0, area=0, segmentation={})
     (tmp_path/'coco.json').write_text(json.dumps(coco))
     assert_agreement(tmp_path/'coco.json', results, kinds=['bbox'])
@@ -132,13 +143,16 @@ def test_fields_that_mean_nothing(tmp_path):
 @pytest.mark.parametrize('evaluator', EVALUATORS)
 def test_nothing_to_average(evaluator, tmp_path):
     "A size or a category without objects has no AP; one that is not found has 0."
-    coco = dict(images=[dict(id=1, width=99, height=99, file_name='none.png')], categories=[dict(id=k, name=name) for k, name in enumerate(('none', 'one'))],
-                annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 50, 50], area=2500, iscrowd=0, segmentation=[[1, 1, 51, 1, 51, 51, 1, 51]])])
+    square = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 50, 50], area=2500, iscrowd=0,
+                  segmentation=[[1, 1, 51, 1, 51, 51, 1, 51]])
+    coco = dict(images=[dict(id=1, width=99, height=99, file_name='none.png')], annotations=[square],
+                categories=[dict(id=k, name=name) for k, name in enumerate(('none', 'one'))])
     (tmp_path/'coco.json').write_text(json.dumps(coco))
     for row in average_precisions(tmp_path/'coco.json', [], evaluator=evaluator).values():
         assert row == dict(AP=0, AP50=0, AP75=0, APs=None, APm=0, APl=None, per_category=dict(one=0))
     stray = [dict(image_id=2, category_id=1, bbox=[1, 1, 2, 2], score=1)]
-    with pytest.raises(MimdetError, match='name image 2'): average_precisions(tmp_path/'coco.json', stray, ['bbox'], evaluator=evaluator)
+    with pytest.raises(MimdetError, match='name image 2'):
+        average_precisions(tmp_path/'coco.json', stray, ['bbox'], evaluator=evaluator)
 
 def test_no_other_evaluator(emoji):
     with pytest.raises(MimdetError, match="unknown evaluator 'coco'; there are hotcoco, pycocotools"):
@@ -150,35 +164,41 @@ def test_masks_encoded_together(count):
     generator = torch.Generator().manual_seed(count)
     corner = torch.rand(count, 2, generator=generator)*50
     filled = torch.linspace(0, 1, count)[:, None, None] # the first is empty, the last full
-    found = Instances((70, 90), pred_boxes=Boxes(torch.cat([corner, corner + 9], dim=1)), scores=torch.rand(count, generator=generator),
-                      pred_classes=torch.arange(count) % 4, pred_masks=torch.rand(count, 70, 90, generator=generator) < filled)
+    found = Instances((70, 90), pred_boxes=Boxes(torch.cat([corner, corner + 9], dim=1)),
+                      scores=torch.rand(count, generator=generator), pred_classes=torch.arange(count) % 4,
+                      pred_masks=torch.rand(count, 70, 90, generator=generator) < filled)
     assert coco_results(found, 'picture.jpg') == instances_to_coco_json(found, 'picture.jpg')
     found.remove('pred_masks')
     assert coco_results(found, 3) == instances_to_coco_json(found, 3)
 
 # --- batches ---
 
-SIZES = [(90, 120), (120, 90), (90, 126), (64, 128), (90, 120), (120, 90), (100, 133), (96, 128), (120, 88)] # height, width
+SIZES = [ # height, width
+    (90, 120), (120, 90), (90, 126), (64, 128), (90, 120), (120, 90), (100, 133), (96, 128), (120, 88)]
 
 @pytest.fixture(scope='module')
 def mixed(emoji, tmp_path_factory):
     "A data set of pictures of several sizes, some of which are padded to the same."
-    folder, coco = tmp_path_factory.mktemp('mixed'), json.loads(open(emoji['train']['json']).read())
+    folder = tmp_path_factory.mktemp('mixed')
+    coco = json.loads(open(emoji['train']['json']).read())
     coco.update(images=coco['images'][:len(SIZES)], annotations=[])
     for image, (height, width) in zip(coco['images'], SIZES):
-        Image.open(f'{emoji["train"]["images"]}/{image["file_name"]}').resize((width, height)).save(folder/image['file_name'])
+        picture = Image.open(f'{emoji["train"]["images"]}/{image["file_name"]}')
+        picture.resize((width, height)).save(folder/image['file_name'])
         image.update(height=height, width=width)
     (folder/'coco.json').write_text(json.dumps(coco))
     return datasets.register('mixed', folder/'coco.json', folder, objects=False)
 
-def loader_of(info, batch): return stream.test_loader(info.records, augment.TestMapper(augment.test_augmentation(96, 160)), batch, multiple=16)
+def loader_of(info, batch):
+    mapper = augment.TestMapper(augment.test_augmentation(96, 160))
+    return stream.test_loader(info.records, mapper, batch, multiple=16)
 
 def test_batches_of_one_size(mixed):
     batches = list(loader_of(mixed, 4))
     assert max(map(len, batches)) > 1 and len(batches) == len(loader_of(mixed, 4))
     for batch in batches:
         heights, widths = zip(*(sample['image'].shape[1:] for sample in batch))
-        assert {-(-h//16) for h in heights} == {-(-max(heights)//16)} and {-(-w//16) for w in widths} == {-(-max(widths)//16)}
+        for sides in (heights, widths): assert {-(-side//16) for side in sides} == {-(-max(sides)//16)}
     positions = [sample['position'] for batch in batches for sample in batch]
     assert positions != sorted(positions) == list(range(len(SIZES)))
 
@@ -199,7 +219,8 @@ def found_by(model, info, batch):
 @pytest.mark.parametrize('ratio', [.25, 1.])
 def test_a_batch_changes_nothing(ratio, model, mixed):
     "The same tokens, and the same detections within rounding: 0.01 pixels, 1e-5 in the score."
-    with model.sampled(ratio): (alone, tokens), (together, same_tokens) = (found_by(model, mixed, batch) for batch in (1, 4))
+    with model.sampled(ratio):
+        (alone, tokens), (together, same_tokens) = (found_by(model, mixed, batch) for batch in (1, 4))
     assert tokens == same_tokens and len(tokens) == len(SIZES)
     assert [r['image_id'] for r in alone] == [r['image_id'] for r in together]
     for one, other in zip(alone, together):
@@ -231,7 +252,8 @@ def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
             entry['category_id'] = CFG.data.category_ids[entry['category_id']]
             found.append(dict(file_name=entry.pop('image_id'), category=name) | entry)
         lines.append(f'{path.name}: {", ".join(names) or "nothing"}')
-    assert found and json.dumps(found) == json.dumps(predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3))
+    together = predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3)
+    assert found and json.dumps(found) == json.dumps(together)
     assert capsys.readouterr().out.splitlines() == lines
     assert json.loads((tmp_path/'predictions.json').read_text()) == found
     for path in pictures: assert Image.open(tmp_path/f'{path.stem}.png').size == Image.open(path).size

@@ -1,5 +1,7 @@
-"""The project's own order: what is generated is up to date, modules keep their layers, versions agree, and the tools do what they say."""
-import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, socket, subprocess, sys, time, tomllib, urllib.error, urllib.request
+"""The project's own order: what is generated is up to date, modules keep their layers, versions agree,
+and the tools do what they say."""
+import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, socket, subprocess, sys, time, tomllib
+import urllib.error, urllib.request
 from pathlib import Path
 import nbformat, pytest
 import mimdet
@@ -11,19 +13,29 @@ SETTINGS = SETTINGS['DEFAULT']
 PYPROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())
 LOCK = (ROOT/'requirements.lock').read_text()
 
-PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study' # a part imports only from itself and parts before it
-WITHOUT_TORCH = {'base': 'core look doctor', 'data': 'images coco emoji', 'method': 'recipes', 'measure': 'flops', 'training': 'commands',
-                 'study': 'records profile jobs plan statistics pages encoder cost tables figures claims'} # neither torch, timm nor detectron2
+# A part imports only from itself and parts before it.
+PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study'
+WITHOUT_TORCH = { # neither torch, timm nor detectron2
+    'base': 'core look doctor',
+    'data': 'images coco emoji',
+    'method': 'recipes',
+    'measure': 'flops',
+    'training': 'commands',
+    'study': 'records profile jobs plan statistics pages encoder cost tables figures claims',
+}
 
 def exported_to(path):
     "The module that a notebook is exported to, below mimdet."
     sources = [cell.source for cell in nbformat.read(path, 4).cells]
     return next((found[1] for source in sources if (found := re.match(r'#\| default_exp (\S+)', source))), None)
 
-BOOKS = {exported_to(path): path for part in PARTS for path in sorted((ROOT/'nbs'/part).glob('[0-9]*.ipynb'))} # in reading order
-MODULES = ['.'.join(p.relative_to(ROOT/'mimdet').with_suffix('').parts) for p in sorted((ROOT/'mimdet').rglob('*.py')) if p.stem not in ('__init__', '_modidx')]
+NUMBERED = [(part, path) for part in PARTS for path in sorted((ROOT/'nbs'/part).glob('[0-9]*.ipynb'))]
+BOOKS = {exported_to(path): path for part, path in NUMBERED} # in reading order
+MODULES = ['.'.join(p.relative_to(ROOT/'mimdet').with_suffix('').parts)
+           for p in sorted((ROOT/'mimdet').rglob('*.py')) if p.stem not in ('__init__', '_modidx')]
 
-def run(*args, **kwargs): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
+def run(*args, **kwargs):
+    return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kwargs)
 
 # --- what is generated ---
 
@@ -33,7 +45,8 @@ def regenerated(tmp_path_factory):
     copy = tmp_path_factory.mktemp('regenerated')
     shutil.copytree(ROOT/'nbs', copy/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     (copy/'mimdet').mkdir()
-    for name in ('settings.ini', 'pyproject.toml', 'README.md', 'mimdet/__init__.py'): shutil.copy(ROOT/name, copy/name)
+    for name in ('settings.ini', 'pyproject.toml', 'README.md', 'mimdet/__init__.py'):
+        shutil.copy(ROOT/name, copy/name)
     shutil.copytree(ROOT/'tools', copy/'tools', ignore=shutil.ignore_patterns('__pycache__'))
     for command in ([Path(sys.executable).parent/'nbdev_export'], [sys.executable, 'tools/clean_notebooks.py']):
         done = run(*command, cwd=copy)
@@ -42,12 +55,18 @@ def regenerated(tmp_path_factory):
 
 def differing(a, b, pattern):
     "Files that only one of two folders has, or that differ."
-    def names(folder): return {p.relative_to(folder) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
-    return sorted(str(n) for n in names(a) | names(b) if not ((a/n).exists() and (b/n).exists() and filecmp.cmp(a/n, b/n, shallow=False)))
+    def names(folder):
+        return {p.relative_to(folder) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
+    def same(name):
+        return (a/name).exists() and (b/name).exists() and filecmp.cmp(a/name, b/name, shallow=False)
+    return sorted(str(name) for name in names(a) | names(b) if not same(name))
 
-def test_library_is_exported(regenerated): assert differing(ROOT/'mimdet', regenerated/'mimdet', '*.py') == [], 'run nbdev_export'
+def test_library_is_exported(regenerated):
+    assert differing(ROOT/'mimdet', regenerated/'mimdet', '*.py') == [], 'run nbdev_export'
 
-def test_notebooks_are_clean(regenerated): assert differing(ROOT/'nbs', regenerated/'nbs', '*.ipynb') == [], 'run python tools/clean_notebooks.py'
+def test_notebooks_are_clean(regenerated):
+    different = differing(ROOT/'nbs', regenerated/'nbs', '*.ipynb')
+    assert different == [], 'run python tools/clean_notebooks.py'
 
 def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
     "The server as `make lab` starts it; what its page would send when a notebook that was run is saved."
@@ -59,9 +78,13 @@ def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(f'exec env {command} --no-browser --allow-root --port={port} --IdentityProvider.token=test', shell=True, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = f'--no-browser --allow-root --port={port} --IdentityProvider.token=test'
+    server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=tmp_path,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     def ask(content=None):
-        request = urllib.request.Request(f'http://127.0.0.1:{port}/api/contents/experiments/train.ipynb', content and json.dumps(content).encode(), dict(Authorization='token test'), method='PUT' if content else 'GET')
+        url = f'http://127.0.0.1:{port}/api/contents/experiments/train.ipynb'
+        request = urllib.request.Request(url, content and json.dumps(content).encode(),
+                                         dict(Authorization='token test'), method='PUT' if content else 'GET')
         with urllib.request.urlopen(request, timeout=30) as answer: return json.load(answer)
     try:
         for _ in range(300):
@@ -76,24 +99,35 @@ def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
     finally:
         server.terminate()
         server.wait()
-    assert (nbs/'experiments'/'train.ipynb').read_text() == (ROOT/'nbs'/'experiments'/'train.ipynb').read_text()
+    saved, kept = nbs/'experiments'/'train.ipynb', ROOT/'nbs'/'experiments'/'train.ipynb'
+    assert saved.read_text() == kept.read_text()
 
 def test_readme_is_made_from_index(monkeypatch):
-    if run('git', 'status', '--porcelain', 'figures/quick', 'results/runs/quick', cwd=ROOT).stdout: pytest.skip('the study was run anew here; README.md tells of the committed run')
+    if run('git', 'status', '--porcelain', 'figures/quick', 'results/runs/quick', cwd=ROOT).stdout:
+        pytest.skip('the study was run anew here; README.md tells of the committed run')
     monkeypatch.syspath_prepend(ROOT/'tools')
     assert (ROOT/'README.md').read_text() == importlib.import_module('readme').readme(), 'run make readme'
 
-@pytest.mark.parametrize('path', ['README.md', *sorted(str(p.relative_to(ROOT)) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)])
+NOTEBOOKS = sorted(str(p.relative_to(ROOT)) for p in (ROOT/'nbs').rglob('*.ipynb')
+                   if '.ipynb_checkpoints' not in p.parts)
+
+def prose(file):
+    "The text of a Markdown file, or of a notebook's cells of Markdown."
+    if file.suffix == '.md': return file.read_text()
+    return '\n'.join(c.source for c in nbformat.read(file, 4).cells if c.cell_type == 'markdown')
+
+@pytest.mark.parametrize('path', ['README.md', *NOTEBOOKS])
 def test_links_lead_somewhere(path):
     file = ROOT/path
-    text = file.read_text() if path == 'README.md' else '\n'.join(c.source for c in nbformat.read(file, 4).cells if c.cell_type == 'markdown')
+    text = prose(file)
     targets = re.findall(r'\]\(([^)\s#]+)', re.sub(r'```.*?```', '', text, flags=re.S))
     assert [t for t in targets if not re.match(r'[a-z]+:', t) and not (file.parent/t).exists()] == []
 
 # --- parts ---
 
 def imports_of(source, home=()):
-    "Modules of mimdet that a source imports, wherever in it; `home` are the packages that it lies in, for relative imports."
+    """Modules of mimdet that a source imports, wherever in it;
+    `home` are the packages that it lies in, for relative imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): yield from (a.name.removeprefix('mimdet.') for a in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -103,7 +137,8 @@ def imports_of(source, home=()):
 
 def imports_of_module(module):
     home = ['mimdet', *module.split('.')[:-1]]
-    return {m for m in imports_of(ROOT.joinpath('mimdet', *module.split('.')).with_suffix('.py').read_text(), home)} & set(MODULES)
+    source = ROOT.joinpath('mimdet', *module.split('.')).with_suffix('.py').read_text()
+    return {*imports_of(source, home)} & set(MODULES)
 
 def part_of(module): return BOOKS[module].parent.name
 
@@ -114,30 +149,36 @@ def test_imports_from_parts_before(module):
     later = PARTS[PARTS.index(part_of(module)) + 1:]
     assert [m for m in imports_of_module(module) if part_of(m) in later] == []
 
-def test_no_circles(): list(graphlib.TopologicalSorter({m: imports_of_module(m) for m in MODULES}).static_order())
+def test_no_circles():
+    graph = {m: imports_of_module(m) for m in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())
 
 @pytest.mark.parametrize('module', BOOKS)
 def test_a_notebook_uses_what_stands_before_it(module):
     order = list(BOOKS)
     cells = [c.source for c in nbformat.read(BOOKS[module], 4).cells if c.cell_type == 'code']
-    used = {m for source in cells for m in imports_of(re.sub(r'^[%!].*', '', source, flags=re.M))} & set(BOOKS)
+    sources = [re.sub(r'^[%!].*', '', source, flags=re.M) for source in cells]
+    used = {m for source in sources for m in imports_of(source)} & set(BOOKS)
     assert [m for m in used if order.index(m) > order.index(module)] == []
 
 def test_each_part_has_an_index_that_leads_to_its_notebooks():
     for part in PARTS:
         text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/part/'index.ipynb', 4).cells)
-        assert [path.name for path in BOOKS.values() if path.parent.name == part and f']({path.name})' not in text] == []
+        paths = [path for path in BOOKS.values() if path.parent.name == part]
+        assert [path.name for path in paths if f']({path.name})' not in text] == []
 
 STARTS_WITHOUT_TORCH = [m for m in BOOKS if m.split('.')[-1] in WITHOUT_TORCH.get(part_of(m), '').split()]
 
 @pytest.mark.parametrize('module', STARTS_WITHOUT_TORCH)
 def test_starts_without_torch(module):
-    code = f'import sys, mimdet.{module}; sys.exit(", ".join({{"torch", "timm", "detectron2"}} & set(sys.modules)) or 0)'
+    code = (f'import sys, mimdet.{module}\n'
+            'sys.exit(", ".join({"torch", "timm", "detectron2"} & set(sys.modules)) or 0)')
     done = run(sys.executable, '-c', code)
     assert done.returncode == 0, f'mimdet.{module} imports {done.stderr}'
 
 def test_wheel_has_every_module(tmp_path):
-    "A wheel, in a bare folder and not from this checkout; the packages that it needs are those of this environment."
+    """A wheel, in a bare folder and not from this checkout;
+    the packages that it needs are those of this environment."""
     source = tmp_path/'source'
     source.mkdir()
     shutil.copytree(ROOT/'mimdet', source/'mimdet', ignore=shutil.ignore_patterns('__pycache__'))
@@ -147,20 +188,29 @@ def test_wheel_has_every_module(tmp_path):
     assert built.returncode == 0, built.stderr
     bare = tmp_path/'bare'
     shutil.unpack_archive(source/built.stdout.split()[-1], bare, 'zip')
-    code = ('import importlib, sys\nsys.path.insert(0, sys.argv[1])\n'
-            'for name in sys.argv[2:]: assert importlib.import_module(f"mimdet.{name}").__file__.startswith(sys.argv[1]), name')
-    done = run(sys.executable, '-c', code, bare, *MODULES, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+    code = ('import importlib, sys\n'
+            'sys.path.insert(0, sys.argv[1])\n'
+            'for name in sys.argv[2:]:\n'
+            '    assert importlib.import_module(f"mimdet.{name}").__file__.startswith(sys.argv[1]), name')
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    done = run(sys.executable, '-c', code, bare, *MODULES, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
 
 # --- versions and commands ---
 
-def environment_pin(name): return re.search(rf'- {name}=+([\d.]+)$', (ROOT/'environment.yml').read_text(), re.M)[1]
+def environment_pin(name):
+    return re.search(rf'- {name}=+([\d.]+)$', (ROOT/'environment.yml').read_text(), re.M)[1]
+
+def python_version(text): return re.search(r'--python-version ([\d.]+)', text)[1]
 
 def test_python_versions_agree():
-    assert {SETTINGS['min_python'], environment_pin('python'), re.search(r'--python-version ([\d.]+)', LOCK)[1], PYPROJECT['project']['requires-python'].removeprefix('>='),
-            re.search(r'--python-version ([\d.]+)', (ROOT/'Makefile').read_text())[1]} == {'3.11'}
+    required = PYPROJECT['project']['requires-python'].removeprefix('>=')
+    locked = {python_version(LOCK), python_version((ROOT/'Makefile').read_text())}
+    assert {SETTINGS['min_python'], environment_pin('python'), required} | locked == {'3.11'}
 
-def test_uv_versions_agree(): assert f'uv=={environment_pin("uv")}' in PYPROJECT['project']['optional-dependencies']['dev'] and f'\nuv=={environment_pin("uv")} ' in LOCK
+def test_uv_versions_agree():
+    pin = environment_pin('uv')
+    assert f'uv=={pin}' in PYPROJECT['project']['optional-dependencies']['dev'] and f'\nuv=={pin} ' in LOCK
 
 def test_package_versions_agree(): assert SETTINGS['version'] == mimdet.__version__
 
@@ -187,14 +237,19 @@ assert not slow, f'imported for a help text or for the list of models: {slow}'
 
 def test_commands_have_help_at_once():
     "Help, and the list of models, import nothing that takes long."
-    done = run(sys.executable, '-c', HELP, *(f'{k}={v}' for k, v in PYPROJECT['project']['scripts'].items()))
+    scripts = [f'{k}={v}' for k, v in PYPROJECT['project']['scripts'].items()]
+    done = run(sys.executable, '-c', HELP, *scripts)
     assert done.returncode == 0, done.stderr
 
 # --- tools ---
 
+def cell(source):
+    if source.startswith('md:'): return nbformat.v4.new_markdown_cell(source[3:])
+    return nbformat.v4.new_code_cell(source)
+
 def notebook(*sources):
-    cells = [nbformat.v4.new_markdown_cell(s[3:]) if s.startswith('md:') else nbformat.v4.new_code_cell(s) for s in sources]
-    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    kernel = dict(name='python3', display_name='python3', language='python')
+    return nbformat.v4.new_notebook(cells=[cell(s) for s in sources], metadata=dict(kernelspec=kernel))
 
 def test_notebook_runner(tmp_path):
     "It counts, leaves out what nbdev leaves out, has IPython's `In`, and shows where a notebook failed."
@@ -202,31 +257,42 @@ def test_notebook_runner(tmp_path):
     shutil.copy(ROOT/'tools'/'test_notebooks.py', tmp_path/'tools')
     shutil.copy(ROOT/'settings.ini', tmp_path)
     (tmp_path/'nbs'/'off'/'.notest').touch()
-    books = {'good': notebook('1/1', '#| eval: false\n1/0', '#| slow\n1/0', 'assert In[1] == "1/1"'), 'experiments/here': notebook('import os\nassert os.path.exists("here.ipynb")'),
-             'bad': notebook('a = 1', 'a/0'), 'dead': notebook('import os\nos._exit(1)'),
-             'skip': notebook('md:# title\n\n- skip_exec: true', '1/0'), 'off/no': notebook('1/0'), '_drafts/no': notebook('1/0')}
+    books = {
+        'good': notebook('1/1', '#| eval: false\n1/0', '#| slow\n1/0', 'assert In[1] == "1/1"'),
+        'experiments/here': notebook('import os\nassert os.path.exists("here.ipynb")'),
+        'bad': notebook('a = 1', 'a/0'),
+        'dead': notebook('import os\nos._exit(1)'),
+        'skip': notebook('md:# title\n\n- skip_exec: true', '1/0'),
+        'off/no': notebook('1/0'),
+        '_drafts/no': notebook('1/0'),
+    }
     for name, nb in books.items(): nbformat.write(nb, tmp_path/'nbs'/f'{name}.ipynb')
-    done = run(sys.executable, tmp_path/'tools'/'test_notebooks.py', '--keep', 'kept')
+    runner = tmp_path/'tools'/'test_notebooks.py'
+    done = run(sys.executable, runner, '--keep', 'kept')
     assert done.stdout.splitlines()[-1] == '2 passed, 2 failed, 1 skipped', done.stdout + done.stderr
     assert done.returncode == 1
     assert 'a/0' in done.stdout and 'ZeroDivisionError' in done.stdout and 'DeadKernelError' in done.stdout
     assert sorted(p.name for p in (tmp_path/'kept').rglob('*.ipynb')) == ['good.ipynb', 'here.ipynb']
-    slow = run(sys.executable, tmp_path/'tools'/'test_notebooks.py', tmp_path/'nbs'/'good.ipynb', '--flags', 'slow')
+    slow = run(sys.executable, runner, tmp_path/'nbs'/'good.ipynb', '--flags', 'slow')
     assert slow.stdout.splitlines()[-1] == '0 passed, 1 failed, 0 skipped'
 
 def test_setup_pins_uv_by_hash(monkeypatch):
     monkeypatch.syspath_prepend(ROOT/'tools')
     lines = importlib.import_module('setup').uv_requirement().splitlines()
-    assert lines[0].startswith('uv==') and len(lines) > 5 and all('--hash=sha256:' in line for line in lines[1:])
+    assert lines[0].startswith('uv==') and len(lines) > 5
+    assert all('--hash=sha256:' in line for line in lines[1:])
 
 def test_setup_names_an_old_python(tmp_path):
     "The message comes before anything that an old Python could not even read."
-    source = (ROOT/'tools'/'setup.py').read_text().replace('sys.version_info < (3, 11)', 'sys.version_info < (99, 0)')
+    source = (ROOT/'tools'/'setup.py').read_text()
+    source = source.replace('sys.version_info < (3, 11)', 'sys.version_info < (99, 0)')
     (tmp_path/'setup.py').write_text(source)
     done = run(sys.executable, tmp_path/'setup.py', tmp_path/'env')
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and 'needs Python 3.11' in done.stderr and not (tmp_path/'env').exists()
+    assert done.returncode == 1 and not (tmp_path/'env').exists()
+    assert len(done.stderr.splitlines()) == 1 and 'needs Python 3.11' in done.stderr
 
 def test_make_lists_its_targets():
-    listed = run('make', '--no-print-directory', 'help', cwd=ROOT, env={k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}).stdout
+    outside = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}
+    listed = run('make', '--no-print-directory', 'help', cwd=ROOT, env=outside).stdout
     phony = re.search(r'^\.PHONY: (.*)$', (ROOT/'Makefile').read_text(), re.M)[1].split()
     assert [line.split()[1] for line in listed.splitlines()] == phony

@@ -19,13 +19,22 @@ def test_every_recipe():
     for name in names(): assert parameter_count(name) == parameter_count(networks[str(config(name).model)])
 
 @pytest.mark.parametrize('name, overrides', [
-    *((name, dict(backbone=backbone)) for name in (TINY, BASE) for backbone in BACKBONES if backbone != 'benchmarking'),
-    (TINY, dict(decoder_depth=0)), (TINY, dict(fill='stem')), (TINY, dict(img_size=800)), (TINY, dict(classes=3)),
-    (TINY, dict(dim=64, depth=1, heads=4, decoder_dim=48)), (TINY, dict(channels=32, rpn_convs=2)),
-    (TINY, dict(levels=4, anchors=(20, 36, 64, 100))), (TINY, dict(box_convs=2, box_fc=128)),
-    (TINY, dict(mask_convs=0)), (TINY, dict(mask_convs=3, mask_channels=24)),
+    *((name, dict(backbone=backbone)) for name in (TINY, BASE)
+      for backbone in BACKBONES if backbone != 'benchmarking'),
+    (TINY, dict(decoder_depth=0)),
+    (TINY, dict(fill='stem')),
+    (TINY, dict(img_size=800)),
+    (TINY, dict(classes=3)),
+    (TINY, dict(dim=64, depth=1, heads=4, decoder_dim=48)),
+    (TINY, dict(channels=32, rpn_convs=2)),
+    (TINY, dict(levels=4, anchors=(20, 36, 64, 100))),
+    (TINY, dict(box_convs=2, box_fc=128)),
+    (TINY, dict(mask_convs=0)),
+    (TINY, dict(mask_convs=3, mask_channels=24)),
     (TINY, dict(fill='stem', backbone='patchify')),
-    (BASELINE, dict(window=2)), (BASELINE, dict(img_size=256, square=256)), (BASELINE, dict(depth=4, heads=6, dim=96)),
+    (BASELINE, dict(window=2)),
+    (BASELINE, dict(img_size=256, square=256)),
+    (BASELINE, dict(depth=4, heads=6, dim=96)),
 ])
 def test_changes(name, overrides): assert parameter_count(name, **overrides) == built(name, **overrides)
 
@@ -40,7 +49,8 @@ def test_parts():
         assert {p for p in before if before[p] != after[p]} == {part}
 
 def test_unknown_fill():
-    with pytest.raises(MimdetError, match="unknown fill='x'; there are mask_token, stem"): parameter_count(TINY, fill='x')
+    with pytest.raises(MimdetError, match="unknown fill='x'; there are mask_token, stem"):
+        parameter_count(TINY, fill='x')
 
 def test_a_backbone_by_its_entry(monkeypatch):
     "Recipes, configurations and counts need the entry alone."

@@ -8,7 +8,8 @@ from mimdet.recipes import recipe
 STEPS, PERIOD = 12, 2
 
 def arguments(emoji, out, *more):
-    return [f'schedule.iterations={STEPS}', f'train.checkpoint_period={PERIOD}', *SHORT, '--dataset', spec(emoji['train']), '--output', str(out), *more]
+    length = [f'schedule.iterations={STEPS}', f'train.checkpoint_period={PERIOD}']
+    return [*length, *SHORT, '--dataset', spec(emoji['train']), '--output', str(out), *more]
 
 def weights(out): return torch.load(out/'model_final.pth', weights_only=True)['model']
 
@@ -31,7 +32,8 @@ def test_killed_and_resumed(emoji, tmp_path):
     assert not different, f'killed at step {step}: {different}'
 
 def test_second_run_needs_resume(call, trained, emoji):
-    again = call(mimdet_train, 'schedule.iterations=3', *SHORT, '--dataset', spec(emoji['train']), '--output', trained)
+    options = [*SHORT, '--dataset', spec(emoji['train']), '--output', trained]
+    again = call(mimdet_train, 'schedule.iterations=3', *options)
     assert again.returncode == 2 and 'resume it, or choose another output folder' in again.stderr
 
 def test_resume_says_what_changed(call, trained, emoji, tmp_path):
@@ -39,9 +41,11 @@ def test_resume_says_what_changed(call, trained, emoji, tmp_path):
     out = tmp_path/'out'
     shutil.copytree(trained, out)
     before = (out/'config.yaml').read_text()
-    options = ['schedule.iterations=5', 'optimizer.lr=0.001', *SHORT, '--dataset', spec(emoji['train']), '--output', out, '--resume']
+    options = ['schedule.iterations=5', 'optimizer.lr=0.001', *SHORT,
+               '--dataset', spec(emoji['train']), '--output', out, '--resume']
     refused = call(mimdet_train, *options)
-    assert refused.returncode == 2 and 'optimizer.lr: 0.00025' in refused.stderr and '-> 0.001; schedule.iterations: 3 -> 5' in refused.stderr
+    assert refused.returncode == 2 and 'optimizer.lr: 0.00025' in refused.stderr
+    assert '-> 0.001; schedule.iterations: 3 -> 5' in refused.stderr
     assert (out/'config.yaml').read_text() == before
     done = call(mimdet_train, *options, '--allow-changes')
     assert done.returncode == 0, done.stderr
@@ -60,13 +64,16 @@ def test_a_refused_resume_leaves_the_run_as_it_was(call, trained, emoji, tmp_pat
     fewer = call(mimdet_train, 'schedule.iterations=2', *options)
     assert fewer.returncode == 2 and 'has done 3 iterations already' in fewer.stderr
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    assert call(mimdet_train, 'schedule.iterations=4', 'model.amp=fp16', *options).returncode == 0, 'another precision is a change like others'
+    half = call(mimdet_train, 'schedule.iterations=4', 'model.amp=fp16', *options)
+    assert half.returncode == 0, 'another precision is a change like others'
 
 def test_changed_weights_are_a_change(call, emoji, tmp_path):
     "The same path with another content is noticed."
-    start = lambda seed: call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'start', '--seed', seed)
-    goes_on = lambda: call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out', '--resume',
-                           '--init', tmp_path/'start'/'model_final.pth')
+    options = ['schedule.iterations=1', *SHORT, '--dataset', spec(emoji['train'])]
+    def start(seed): return call(mimdet_train, *options, '--output', tmp_path/'start', '--seed', seed)
+    def goes_on():
+        first = tmp_path/'start'/'model_final.pth'
+        return call(mimdet_train, *options, '--output', tmp_path/'out', '--resume', '--init', first)
     assert start(0).returncode == 0 and goes_on().returncode == 0
     shutil.rmtree(tmp_path/'start')
     assert start(1).returncode == 0
@@ -76,7 +83,8 @@ def test_evaluation_leaves_training_alone(trained, emoji, tmp_path):
     "Evaluating after each step changes no weight, and every result is logged, the last one too."
     out = tmp_path/'watched'
     options = [option for option in SHORT if not option.startswith('train.eval_period')]
-    done = run_command('mimdet_train', 'schedule.iterations=3', 'train.eval_period=1', *options, '--dataset', spec(emoji['train']), '--val', spec(emoji['val']), '--output', out)
+    data = ['--dataset', spec(emoji['train']), '--val', spec(emoji['val'])]
+    done = run_command('mimdet_train', 'schedule.iterations=3', 'train.eval_period=1', *options, *data, '--output', out)
     assert done.returncode == 0, done.stderr
     one, other = weights(trained), weights(out)
     assert not [name for name in one if not torch.equal(one[name], other[name])]

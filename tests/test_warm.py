@@ -63,7 +63,8 @@ def test_a_mistake(script):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_it(script, number):
-    code = script('import os, time', 'try: print(os.getpid(), flush=True); time.sleep(600)', # the signal may come before the next line
+    code = script('import os, time',
+                  'try: print(os.getpid(), flush=True); time.sleep(600)', # the signal may come before the next line
                   'except KeyboardInterrupt: raise SystemExit(5)')
     running = subprocess.Popen([f'{WARM}/python', code], stdout=subprocess.PIPE, text=True)
     process = psutil.Process(int(running.stdout.readline()))

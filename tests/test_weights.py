@@ -1,4 +1,5 @@
-"""Files of weights as people have them: under the names that wrappers give, with harmless things beside them, and what is refused."""
+"""Files of weights as people have them: under the names that wrappers give, with harmless things beside them,
+and what is refused."""
 import argparse, collections, datetime, pathlib, pickle
 import numpy as np
 import pytest, torch
@@ -13,13 +14,15 @@ from mimdet.vit import mae_names
 @pytest.fixture(scope='module')
 def mae(): return mae_names(autoencoder('tiny')[0].state_dict())
 
+def renamed(prefix, weights): return {f'{prefix}{k}': v for k, v in weights.items()}
+
 WRAPPED = {
-    'DataParallel': lambda w: {f'module.{k}': v for k, v in w.items()},
-    'compiled': lambda w: {'model': {f'_orig_mod.{k}': v for k, v in w.items()}},
-    'Lightning': lambda w: dict(state_dict={f'model.{k}': v for k, v in w.items()}, epoch=3, callbacks={}),
-    'compiled DataParallel': lambda w: {f'module._orig_mod.{k}': v for k, v in w.items()},
-    'moving average': lambda w: dict(model_ema={f'module.{k}': v for k, v in w.items()}),
-    'AveragedModel': lambda w: dict(model_ema={'n_averaged': torch.tensor(3)} | {f'module.{k}': v for k, v in w.items()}),
+    'DataParallel': lambda w: renamed('module.', w),
+    'compiled': lambda w: {'model': renamed('_orig_mod.', w)},
+    'Lightning': lambda w: dict(state_dict=renamed('model.', w), epoch=3, callbacks={}),
+    'compiled DataParallel': lambda w: renamed('module._orig_mod.', w),
+    'moving average': lambda w: dict(model_ema=renamed('module.', w)),
+    'AveragedModel': lambda w: dict(model_ema={'n_averaged': torch.tensor(3)} | renamed('module.', w)),
     'ordered': lambda w: dict(model=collections.OrderedDict(w)),
     'plain': lambda w: w,
 }
@@ -33,8 +36,18 @@ def test_wrapped_names_are_known(mae, tmp_path, wrapper):
     assert ('stripped' in str(report)) == (wrapper not in ('plain', 'ordered')) and not report.trouble
 
 BESIDE = {
-    'numpy scalar': np.float64(3.5), 'numpy whole number': np.int64(3), 'numpy array': np.arange(3.), 'numpy flag': np.bool_(True), 'path': pathlib.Path('a/b'), 'namespace': argparse.Namespace(lr=1.),
-    'date': datetime.datetime(2026, 1, 2), 'span': datetime.timedelta(3), 'counter': collections.Counter(a=1), 'ordered': collections.OrderedDict(a=1), 'set': {1, 2}, 'slice of plain data': [None, True, 'x', 1+2j],
+    'numpy scalar': np.float64(3.5),
+    'numpy whole number': np.int64(3),
+    'numpy array': np.arange(3.),
+    'numpy flag': np.bool_(True),
+    'path': pathlib.Path('a/b'),
+    'namespace': argparse.Namespace(lr=1.),
+    'date': datetime.datetime(2026, 1, 2),
+    'span': datetime.timedelta(3),
+    'counter': collections.Counter(a=1),
+    'ordered': collections.OrderedDict(a=1),
+    'set': {1, 2},
+    'slice of plain data': [None, True, 'x', 1+2j],
 }
 
 @pytest.mark.parametrize('what', BESIDE)
@@ -48,10 +61,13 @@ class Stranger:
 def test_what_could_run_code_is_refused_and_does_not(mae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(model=mae, extra=Stranger()), tmp_path/'mae.pth')
-    with pytest.raises(MimdetError, match='which is no plain data and could run code'): read_weights(tmp_path/'mae.pth')
+    with pytest.raises(MimdetError, match='which is no plain data and could run code'):
+        read_weights(tmp_path/'mae.pth')
     assert not (tmp_path/'ran').exists()
 
 def test_the_model_zoo_is_told_what_it_is(tmp_path):
+    content = pickle.dumps(dict(model={'conv1.weight': np.zeros(3)}, __author__='Caffe2'), protocol=2)
     for name in ('R-50.pkl', 'renamed.pth'):
-        (tmp_path/name).write_bytes(pickle.dumps(dict(model={'conv1.weight': np.zeros(3)}, __author__='Caffe2'), protocol=2))
-        with pytest.raises(MimdetError, match="a plain pickle, as detectron2's model zoo has"): read_weights(tmp_path/name)
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(MimdetError, match="a plain pickle, as detectron2's model zoo has"):
+            read_weights(tmp_path/name)

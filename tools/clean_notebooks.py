@@ -1,4 +1,5 @@
-"""Notebooks as they are kept: without outputs, counters and what editors leave in them. `python tools/clean_notebooks.py [paths]`; JupyterLab does it at each save (`make lab`)."""
+"""Notebooks as they are kept: without outputs, counters and what editors leave in them.
+`python tools/clean_notebooks.py [paths]`; JupyterLab does it at each save (`make lab`)."""
 import sys
 from pathlib import Path
 import nbformat

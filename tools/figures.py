@@ -1,4 +1,5 @@
-"""Draw a profile's tables and figures from the records that are there, with no run at all: `python tools/figures.py demo [folder]`.
+"""Draw a profile's tables and figures from the records that are there, with no run at all:
+`python tools/figures.py demo [folder]`.
 
 For records that were made elsewhere: copy their files to results/runs/<profile>/ first."""
 import io, sys
@@ -30,10 +31,12 @@ def draw(notebook, parameters):
 def draw_all(study, folder):
     "Draw what can be drawn into `folder`; returns the jobs."
     jobs = drawable(study)
-    if not jobs: raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
+    if not jobs:
+        raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
     plt.switch_backend('Agg')
+    places = dict(out=str(folder), records=str(ROOT/'results'/'runs'))
     for job in tqdm(jobs, desc=study.profile, disable=None):
-        with redirect_stdout(io.StringIO()): draw(job.notebook, job.parameters | dict(out=str(folder), records=str(ROOT/'results'/'runs')))
+        with redirect_stdout(io.StringIO()): draw(job.notebook, job.parameters | places)
     return jobs
 
 if __name__ == '__main__':

@@ -1,8 +1,10 @@
-"""Which numbers stand in README.md and in the notebooks' prose, and where each comes from: `python tools/numbers_in_text.py`.
+"""Which numbers stand in README.md and in the notebooks' prose, and where each comes from:
+`python tools/numbers_in_text.py`.
 
-A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, ...). It may come from a table that was made from records (then the whole line stands
-in a file of figures/), or from results/numbers.yaml, which names for each of the others the record and its field, or a table's row and column, or says why
-it needs none: a setting of the method, a limit, arithmetic shown beside it."""
+A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, ...). It may come from a table that was
+made from records (then the whole line stands in a file of figures/), or from results/numbers.yaml, which names for
+each of the others the record and its field, or a table's row and column, or says why it needs none: a setting of the
+method, a limit, arithmetic shown beside it."""
 import csv, re, sys
 from fnmatch import fnmatch
 from functools import reduce
@@ -14,12 +16,20 @@ from mimdet.study.records import read_record, load
 from mimdet.study.pages import took
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT = r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|M parameters\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b|x faster|times (?:as|faster))'
-NUMBER = re.compile(rf'(?<![\w.])(\d+\.\d+(?!\.?\w)|\d+\.\d+(?=x\b)|\d+(?:\.\d+)?(?= ?{UNIT})|(?<=AP of )\d+|(?<=AP50 of )\d+)')
+UNIT = (r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|'
+        r'M parameters\b|images/s|GFLOPs?\b|TFLOPs?\b|giga\b|x faster|times (?:as|faster))')
+NUMBER = re.compile(rf'(?<![\w.])(\d+\.\d+(?!\.?\w)|\d+\.\d+(?=x\b)|\d+(?:\.\d+)?(?= ?{UNIT})|'
+                    r'(?<=AP of )\d+|(?<=AP50 of )\d+)')
+NOISE = [
+    r'```.*?```', r'`[^`\n]*`', # code
+    r'\$\$.*?\$\$', r'\$[^$\n]*\$', # formulas
+    r'\]\([^)]*\)', r'https?://\S+', r'arXiv:? ?\d+\.\d+', # link targets, addresses
+    r'<!--.*?-->',
+]
 
 def prose(text):
     "Markdown without what is no statement: code, formulas, link targets, addresses."
-    for noise in (r'```.*?```', r'`[^`\n]*`', r'\$\$.*?\$\$', r'\$[^$\n]*\$', r'\]\([^)]*\)', r'https?://\S+', r'arXiv:? ?\d+\.\d+', r'<!--.*?-->'): text = re.sub(noise, ' ', text, flags=re.S)
+    for noise in NOISE: text = re.sub(noise, ' ', text, flags=re.S)
     return text
 
 def texts():
@@ -27,12 +37,17 @@ def texts():
     found = {'README.md': (ROOT/'README.md').read_text()}
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         if path.name == 'index.ipynb' or any(part[0] in '._' for part in path.relative_to(ROOT).parts): continue
-        found[str(path.relative_to(ROOT))] = '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
+        cells = nbformat.read(path, 4).cells
+        found[str(path.relative_to(ROOT))] = '\n\n'.join(c.source for c in cells if c.cell_type == 'markdown')
     return found
 
 def table_lines():
     "{line: file} of all Markdown tables and captions that were made from records."
-    return {line.strip(): str(path.relative_to(ROOT)) for path in sorted((ROOT/'figures').rglob('*.md')) for line in prose(path.read_text()).splitlines() if line.strip()}
+    found = {}
+    for path in sorted((ROOT/'figures').rglob('*.md')):
+        lines = [line.strip() for line in prose(path.read_text()).splitlines()]
+        found |= dict.fromkeys(filter(None, lines), str(path.relative_to(ROOT)))
+    return found
 
 def cell(entry):
     "A number of a table in figures/, as it stands there."
@@ -41,10 +56,13 @@ def cell(entry):
 
 def value(entry):
     "The number that an entry of results/numbers.yaml stands for, as it must be written."
+    runs = ROOT/'results'/'runs'
     try:
         if 'table' in entry: found = cell(entry)
-        elif 'took' in entry: found = took(load(entry['took'], ROOT/'results'/'runs'))[entry['key']]
-        else: found = reduce(getitem, entry['field'], read_record(ROOT/'results'/'runs'/f'{entry["record"]}.json'))*entry.get('times', 1)
+        elif 'took' in entry: found = took(load(entry['took'], runs))[entry['key']]
+        else:
+            record = read_record(runs/f'{entry["record"]}.json')
+            found = reduce(getitem, entry['field'], record)*entry.get('times', 1)
     except MimdetError: return None # its record is not there
     return entry.get('format', '{}').format(found)
 
@@ -52,10 +70,12 @@ def where(entry):
     "An entry's source in words."
     if 'why' in entry: return entry['why']
     if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry["column"]}'
-    return f'runs of profile {entry["took"]}' if 'took' in entry else f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
+    if 'took' in entry: return f'runs of profile {entry["took"]}'
+    return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
-    "(file, line, number, where it comes from or None) of each number in the texts; then the entries of results/numbers.yaml that served no number."
+    """(file, line, number, where it comes from or None) of each number in the texts;
+    then the entries of results/numbers.yaml that served no number."""
     tables, ledger = table_lines(), yaml.safe_load((ROOT/'results'/'numbers.yaml').read_text())
     found, idle = [], list(ledger)
     for file, text in texts().items():
@@ -70,14 +90,17 @@ def sources():
 def _from_ledger(entries, line, number):
     for entry in entries:
         for at in re.finditer(entry.get('pattern') or re.escape(entry['text']), line):
-            if at.start() <= number.start(1) < at.end() and ('why' in entry or value(entry) == number[1]): return entry
+            if not at.start() <= number.start(1) < at.end(): continue
+            if 'why' in entry or value(entry) == number[1]: return entry
 
 def check_numbers():
     "Complaints about numbers without a source; lists the others."
     found, idle = sources()
     for file, line, number, source in found:
         if source: print(f'ok    {file}: {number} <- {source}')
-    return [f'{file}: {number} has no source: {line.strip()[:160]}' for file, line, number, source in found if not source] + [
-        f'results/numbers.yaml: nothing is explained by {entry.get("text") or entry["pattern"]!r}' for entry in idle]
+    without = [f'{file}: {number} has no source: {line.strip()[:160]}'
+               for file, line, number, source in found if not source]
+    return without + [f'results/numbers.yaml: nothing is explained by {entry.get("text") or entry["pattern"]!r}'
+                      for entry in idle]
 
 if __name__ == '__main__': sys.exit('\n'.join(check_numbers()) or 0)

@@ -9,14 +9,16 @@ def shown(cell):
     "What a reader sees of a cell, as Markdown."
     if cell.cell_type == 'markdown': return [cell.source]
     if cell.cell_type != 'code': return []
-    code = '' if re.search(r'^#\| *echo: *false', cell.source, re.M) else re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
+    silent = re.search(r'^#\| *echo: *false', cell.source, re.M)
+    code = '' if silent else re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
     outputs = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
     return ([f'```python\n{code}\n```'] if code else []) + outputs
 
 def from_root(link):
     "A link in a notebook as it must be in a file one folder up."
     label, target = link.groups()
-    return link[0] if re.match(r'[a-z]+:|#', target) else f'{label}({os.path.normpath(os.path.join("nbs", target))})'
+    if re.match(r'[a-z]+:|#', target): return link[0]
+    return f'{label}({os.path.normpath(os.path.join("nbs", target))})'
 
 def readme():
     "The text of README.md."

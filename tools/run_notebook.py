@@ -1,10 +1,12 @@
-"""Run a notebook through papermill: `python tools/run_notebook.py SOURCE EXECUTED '{"parameter": value}' [GPUS SHARE ALONE]`.
+"""Run a notebook through papermill:
+`python tools/run_notebook.py SOURCE EXECUTED '{"parameter": value}' [GPUS SHARE ALONE]`.
 
-What the notebook prints goes to the terminal, each line with the run's name in front. A failure is told in one line, and the executed notebook
-with its traceback is kept as EXECUTED with the ending .failed.ipynb; EXECUTED itself exists only when the notebook ran to its end.
+What the notebook prints goes to the terminal, each line with the run's name in front. A failure is told in one line,
+and the executed notebook with its traceback is kept as EXECUTED with the ending .failed.ipynb; EXECUTED itself exists
+only when the notebook ran to its end.
 
-With a list of GPUs in MIMDET_GPUS, which `make reproduce` sets on a machine that has several, it sees GPUS of them: each has places for SHARE runs,
-of which it takes one, or with ALONE=1 all."""
+With a list of GPUs in MIMDET_GPUS, which `make reproduce` sets on a machine that has several, it sees GPUS of them:
+each has places for SHARE runs, of which it takes one, or with ALONE=1 all."""
 import fcntl, json, logging, os, sys, time
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,9 @@ from papermill.exceptions import PapermillExecutionError
 class Prefixed:
     "A text stream that puts a name in front of each line."
     def __init__(self, name): self.name = name
-    def write(self, text): sys.stdout.writelines(f'[{self.name}] {line.strip()}\n' for line in text.splitlines() if line.strip())
+    def write(self, text):
+        lines = (line.strip() for line in text.splitlines())
+        sys.stdout.writelines(f'[{self.name}] {line}\n' for line in lines if line)
     def flush(self): sys.stdout.flush()
 
 def lock(gpu, place):
@@ -26,7 +30,9 @@ def lock(gpu, place):
 
 def with_room(pool, share, alone):
     "(GPU, locks) of GPUs that have room: all places of one, or one place, the emptiest GPU first."
-    for places in [[(gpu, place) for place in range(share)] for gpu in pool] if alone else [[(gpu, place)] for place in range(share) for gpu in pool]:
+    whole = [[(gpu, place) for place in range(share)] for gpu in pool]
+    single = [[(gpu, place)] for place in range(share) for gpu in pool]
+    for places in whole if alone else single:
         locks = [lock(*place) for place in places]
         if all(locks): yield places[0][0], locks
 
@@ -51,13 +57,16 @@ def main(source, executed, parameters, gpus='0', share='1', alone='0'):
     out = Prefixed(name)
     for quiet in ('papermill', 'traitlets'): logging.getLogger(quiet).setLevel(logging.ERROR)
     try:
-        pool = os.environ.get('MIMDET_GPUS', '').split(',')
-        held = take_gpus(pool, int(gpus), int(share), alone == '1') if int(gpus) and len(pool) > 1 else None # until this process ends
-        papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False, stdout_file=out, stderr_file=out,
-                                   extra_arguments=['--log-level=50']) # or each kernel warns that others on this machine might listen
+        pool, gpus = os.environ.get('MIMDET_GPUS', '').split(','), int(gpus)
+        held = None # what it takes stays taken until this process ends
+        if gpus and len(pool) > 1: held = take_gpus(pool, gpus, int(share), alone == '1')
+        options = ['--log-level=50'] # or each kernel warns that others on this machine might listen
+        papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False,
+                                   stdout_file=out, stderr_file=out, extra_arguments=options)
     except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
     except PapermillExecutionError as e: fail(name, f'{e.ename}: {" ".join(str(e.evalue).split())}', part, failed)
-    except Exception as e: fail(name, f'{type(e).__name__}: {" ".join(str(e).split())}', part, failed) # a kernel that was killed, a full disk
+    # A kernel that was killed, a full disk.
+    except Exception as e: fail(name, f'{type(e).__name__}: {" ".join(str(e).split())}', part, failed)
     part.replace(executed)
     out.write(f'done in {time.time() - started:.0f} s')
 

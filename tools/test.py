@@ -37,7 +37,8 @@ def main():
     started = time.time()
     OUT.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//WORKERS)))
-    os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}' # the commands, mimdet_train and so on
+    commands = Path(sys.executable).parent # mimdet_train and so on
+    os.environ['PATH'] = f'{commands}{os.pathsep}{os.environ["PATH"]}'
     with warm.started(OUT/'warm'): outcomes = [run(name, args) for name, args in SUITES.items()]
     passed, failed, skipped = map(sum, zip(*outcomes))
     print(f'\n{time.time() - started:.0f} s\n{passed} passed, {failed} failed, {skipped} skipped', flush=True)

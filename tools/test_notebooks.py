@@ -1,7 +1,9 @@
-"""Run notebooks as tests, each in a fresh kernel and in its own folder: `python tools/test_notebooks.py [nbs/method/04_vit.ipynb ...]`.
+"""Run notebooks as tests, each in a fresh kernel and in its own folder:
+`python tools/test_notebooks.py [nbs/method/04_vit.ipynb ...]`.
 
-nbdev's rules: cells marked `#| eval: false` or with one of settings.ini's `tst_flags` are left out, and so are notebooks whose front matter says
-`skip_exec: true`, folders with a file `.notest`, and names that begin with a dot or an underscore."""
+nbdev's rules: cells marked `#| eval: false` or with one of settings.ini's `tst_flags` are left out, and so are
+notebooks whose front matter says `skip_exec: true`, folders with a file `.notest`, and names that begin with a dot or
+an underscore."""
 import argparse, asyncio, configparser, os, re, sys, tempfile, time
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ SKIP = 'skip-execution' # the tag that nbclient heeds
 def notebooks(paths):
     "Notebooks below `paths`; folders of long ones (experiments) first, so that the last worker does not run alone."
     found = [f for p in paths for f in ([p] if p.suffix else p.rglob('*.ipynb'))]
-    def hidden(f): return any(part[0] in '._' for part in f.relative_to(ROOT).parts) or (f.parent/'.notest').exists()
+    def hidden(f):
+        return any(part[0] in '._' for part in f.relative_to(ROOT).parts) or (f.parent/'.notest').exists()
     return sorted((f for f in found if not hidden(f)), key=lambda f: (-len(f.parts), f))
 
 def directives(source):
@@ -29,14 +32,17 @@ def directives(source):
 
 def skip_exec(nb):
     "Does the front matter, be it a raw cell or a list below the title, say `skip_exec: true`?"
-    return any(re.search(r'^[-\s]*skip_exec:\s*true\s*$', c.source, re.M | re.I) for c in nb.cells[:2] if c.cell_type != 'code')
+    says_so = re.compile(r'^[-\s]*skip_exec:\s*true\s*$', re.M | re.I)
+    return any(says_so.search(c.source) for c in nb.cells[:2] if c.cell_type != 'code')
 
 @contextmanager
 def client(nb, folder, timeout=600):
-    "Runs `nb` in a fresh kernel in `folder`. The kernel's sockets are files, since ports could clash with those of other kernels."
+    """Runs `nb` in a fresh kernel in `folder`. The kernel's sockets are files, since ports could clash
+    with those of other kernels."""
     with tempfile.TemporaryDirectory() as sockets:
-        yield NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=dict(metadata=dict(path=str(folder))),
-                             config=Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
+        config = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel'))
+        yield NotebookClient(nb, timeout=timeout, kernel_name='python3', config=config,
+                             resources=dict(metadata=dict(path=str(folder))))
 
 async def run(path, flags, timeout, keep):
     "(outcome, seconds, message) of one notebook."
@@ -50,8 +56,10 @@ async def run(path, flags, timeout, keep):
             cell.metadata.tags = cell.metadata.get('tags', []) + [SKIP]
     try:
         with client(nb, path.parent, timeout) as running: await running.async_execute()
-    except CellExecutionError as e: return 'failed', time.time() - started, re.sub(r'\x1b\[[\d;]*m', '', str(e))
-    except Exception as e: return 'failed', time.time() - started, f'{type(e).__name__}: {e}' # a dead kernel, a cell that takes too long
+    except CellExecutionError as e:
+        return 'failed', time.time() - started, re.sub(r'\x1b\[[\d;]*m', '', str(e))
+    except Exception as e: # a dead kernel, a cell that takes too long
+        return 'failed', time.time() - started, f'{type(e).__name__}: {e}'
     finally:
         for cell in left_out: cell.metadata.tags.remove(SKIP)
     if keep:
@@ -75,12 +83,14 @@ def write_junit(outcomes, path):
     suite = ET.Element('testsuite', name='notebooks', tests=str(len(outcomes)))
     for f, (outcome, seconds, message) in outcomes.items():
         case = ET.SubElement(suite, 'testcase', name=str(f.relative_to(ROOT)), time=f'{seconds:.1f}')
-        if outcome != 'passed': ET.SubElement(case, {'failed': 'failure', 'skipped': 'skipped'}[outcome]).text = message
+        if outcome == 'passed': continue
+        ET.SubElement(case, {'failed': 'failure', 'skipped': 'skipped'}[outcome]).text = message
     ET.ElementTree(suite).write(path, encoding='utf-8', xml_declaration=True)
 
 def main():
     parser = argparse.ArgumentParser(description='Run notebooks as tests.')
-    parser.add_argument('paths', nargs='*', type=lambda p: Path(p).resolve(), default=[ROOT/'nbs'], help='notebooks or folders (default: nbs)')
+    parser.add_argument('paths', nargs='*', type=lambda p: Path(p).resolve(), default=[ROOT/'nbs'],
+                        help='notebooks or folders (default: nbs)')
     parser.add_argument('-n', type=int, default=2, help='notebooks at a time (default: 2)')
     parser.add_argument('--flags', default='', help='flags of tst_flags to run nevertheless, such as slow')
     parser.add_argument('--timeout', type=int, default=600, help='seconds for one cell (default: 600)')

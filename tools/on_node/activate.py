@@ -1,6 +1,7 @@
 """Puts what `make bundle` packed on the paths of a shell: eval "$(python FOLDER/activate.py)".
 
-The Python that runs this is the one with PyTorch; its numpy, Pillow and OpenCV are used where it has them, else those of the bundle."""
+The Python that runs this is the one with PyTorch; its numpy, Pillow and OpenCV are used where it has them,
+else those of the bundle."""
 import importlib.util, json, os, shlex, sys
 from pathlib import Path
 
@@ -9,17 +10,24 @@ ROOT = Path(__file__).resolve().parent
 def refusal(bundle):
     "Why this Python cannot use the bundle, or nothing."
     here = '{}.{}'.format(*sys.version_info)
-    if here != bundle['python']: return f'this bundle is for Python {bundle["python"]}, and {sys.executable} is {here}: make one with  make bundle PYTHON={here}'
+    if here != bundle['python']:
+        return (f'this bundle is for Python {bundle["python"]}, and {sys.executable} is {here}: '
+                f'make one with  make bundle PYTHON={here}')
     missing = [name for name in bundle['expects'] if importlib.util.find_spec(name) is None]
-    if missing: return f'{sys.executable} has no {" and no ".join(missing)}: activate the environment that has PyTorch first'
+    if missing:
+        return (f'{sys.executable} has no {" and no ".join(missing)}: '
+                'activate the environment that has PyTorch first')
 
 def paths(bundle):
     "The variables to set."
     def before(name, *folders):
         there = [p for p in os.environ.get(name, '').split(os.pathsep) if p]
         return os.pathsep.join(dict.fromkeys([*map(str, folders), *there]))
-    gaps = [ROOT/'packages-if-missing'/name for name, module in bundle['if_missing'].items() if importlib.util.find_spec(module) is None]
-    return dict(PATH=before('PATH', ROOT/'bin'), PYTHONPATH=before('PYTHONPATH', ROOT, ROOT/'packages', *gaps), JUPYTER_PATH=before('JUPYTER_PATH', ROOT/'packages'/'share'/'jupyter'))
+    missing = [name for name, module in bundle['if_missing'].items() if importlib.util.find_spec(module) is None]
+    gaps = [ROOT/'packages-if-missing'/name for name in missing]
+    return dict(PATH=before('PATH', ROOT/'bin'),
+                PYTHONPATH=before('PYTHONPATH', ROOT, ROOT/'packages', *gaps),
+                JUPYTER_PATH=before('JUPYTER_PATH', ROOT/'packages'/'share'/'jupyter'))
 
 def main():
     sys.path = [p for p in sys.path if Path(p or '.').resolve() != ROOT] # where Python has put it to run this file
