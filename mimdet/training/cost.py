@@ -53,8 +53,8 @@ def synthetic_batch(
 def memory_mb(
     device:str='cpu', # a torch device
 )->dict:
-    """MB in use `now` and at the `peak` so far: of this process on a CPU;
-    on a GPU as torch allocates them, with those `reserved`."""
+    """MB in use `now` and at the `peak` so far:
+    of this process on a CPU; on a GPU as torch allocates them, with those `reserved`."""
     if device.startswith('cuda'):
         count = dict(now=torch.cuda.memory_allocated,
                      peak=torch.cuda.max_memory_allocated,
@@ -189,8 +189,7 @@ def training_cost(
     warmup:int=2,       # steps before
     compiled:str='',    # a backend for `mimdet.detector.compile_parts`; empty: not compiled
 )->dict:
-    """Seconds of each training step, losses, tokens, parameters and memory of one detector
-    that starts from random weights."""
+    "Seconds of each training step, losses, tokens, parameters and memory of one detector from random weights."
     changes = {} if checkpointing is None else dict(checkpointing=checkpointing)
     r, device = recipe_named(recipe, batch=batch, **changes), pick_device(device)
     height, width = r.image_size(height, width)

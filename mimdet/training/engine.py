@@ -35,8 +35,8 @@ class Step(NamedTuple):
 
 # %% ../../nbs/training/03_engine.ipynb #cfe4a87499
 class Trainer(SimpleTrainer):
-    """detectron2's, with seeded steps, gradient accumulation, clipping, scaling for float16,
-    and a report on a loss that is not finite."""
+    """detectron2's, with seeded steps, gradient accumulation, clipping, and scaling for float16.
+    It reports a loss that is not finite."""
     def __init__(self, model, loader, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch, log_period=1):
         super().__init__(model, loader, optimizer)
         self.log_period, self.unchecked, self.unwritten = log_period, [], []

@@ -168,11 +168,10 @@ def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
     allow_changes:bool=False, # also if it belongs to another configuration
-    # seconds (of all its parts, if it was resumed), iterations, device, dataset, parameters,
-    # and, in the first process, weights
+# seconds (of all its parts, if resumed), iterations, device, dataset, parameters, and, in the first process, weights
 )->dict:
-    """Train a detector; writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events
-    and model_final.pth."""
+    """Train a detector;
+    writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."""
     started, output, world = time.time(), Path(cfg.train.output_dir), comm.get_world_size()
     device = pick_device(cfg.train.device)
     info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict)
