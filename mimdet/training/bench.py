@@ -42,6 +42,7 @@ PLAIN_PARTS = { # what detectron2 has in the place of our classes
     'detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead': 'mimdet.regions.MaskRCNNConvUpsampleHead',
 }
 
+# %% ../../nbs/training/08_bench.ipynb #dddb82517f
 class PlainDetector(Detector):
     "A `Detector` that leaves its images as detectron2 makes them: channels outermost."
     def preprocess_image(self, batched_inputs):
@@ -68,9 +69,6 @@ def plain_detector(
     return model
 
 # %% ../../nbs/training/08_bench.ipynb #9b728f6d71
-UPSTREAM_CONFIGS = dict(base='mimdet_vit_base_mask_rcnn_fpn_sr_0p5_800_1333_4xdec_coco_3x.py',
-                        large='mimdet_vit_large_mask_rcnn_fpn_sr_0p5_800_1333_4xdec_coco_3x.py')
-
 @contextmanager
 def older_environment(
     folder, # with the authors' code
@@ -85,6 +83,10 @@ def older_environment(
     finally:
         sys.path.remove(str(folder))
         del np.float
+
+# %% ../../nbs/training/08_bench.ipynb #ebd2b700de
+UPSTREAM_CONFIGS = dict(base='mimdet_vit_base_mask_rcnn_fpn_sr_0p5_800_1333_4xdec_coco_3x.py',
+                        large='mimdet_vit_large_mask_rcnn_fpn_sr_0p5_800_1333_4xdec_coco_3x.py')
 
 def upstream_detector(
     folder,        # a checkout of hustvl/MIMDet, branch main; its code is run
@@ -104,6 +106,7 @@ def upstream_detector(
         raise MimdetError(f'{path} is another network: {" ".join(str(e).split())[:200]}') from None
     return model
 
+# %% ../../nbs/training/08_bench.ipynb #765fb172aa
 def _for_one_process(node):
     "Plain batch norms, no weights from files, no checkpointing and no stochastic depth, anywhere below a node."
     own = dict(checkpointing=False, pretrained=None, dpr=0., norm='BN', conv_norm='BN')
@@ -132,6 +135,11 @@ def in_turns(
                 if on_gpu: found[name]['memory_mb'] = (torch.cuda.max_memory_allocated(device) - before)//2**20
     return found
 
+def _fresh_peak(device):
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+# %% ../../nbs/training/08_bench.ipynb #571185a257
 @contextmanager
 def without_collector():
     "Python's garbage collector works before the block, and not inside it, where it would go through all models."
@@ -140,10 +148,7 @@ def without_collector():
     try: yield
     finally: gc.enable()
 
-def _fresh_peak(device):
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
+# %% ../../nbs/training/08_bench.ipynb #07588656e9
 def rows_of(
     found:dict, # from `in_turns`
     **setting,  # what was measured
@@ -174,6 +179,7 @@ def detectors(
     for model in models.values(): model.roi_heads.box_predictor.test_score_thresh = 0.05
     return {name: model.to(device) for name, model in models.items()}
 
+# %% ../../nbs/training/08_bench.ipynb #4ed74217db
 def _precise(model, name, device):
     "A block in which a model computes in this precision."
     if isinstance(model, Detector): model.set_precision(name)
@@ -191,6 +197,7 @@ def inference_ways(
         with _precise(model.eval(), name, device): model(samples)
     return {f'{name} {p}': partial(work, model, p) for name, model in models.items() for p in precisions}
 
+# %% ../../nbs/training/08_bench.ipynb #eeabe870b4
 def training_ways(
     models:dict,    # from `detectors`
     samples:list,   # from `mimdet.training.cost.synthetic_batch`
@@ -240,6 +247,7 @@ def pretraining_ways(
         ways |= {f'{name} {p}': partial(work, name, optimizer, PRECISIONS[p]) for p in precisions}
     return ways
 
+# %% ../../nbs/training/08_bench.ipynb #1c82b5cf91
 def _plain_loss(model, pixels):
     images = unpatchify(model.normalise(patchify(pixels)), [side//STRIDE for side in pixels.shape[2:]])
     noise = torch.rand(len(pixels), images[0, 0].numel()//STRIDE**2, device=pixels.device)
@@ -277,6 +285,7 @@ def synthetic_results(
             results.append(facts | shape(near))
     return coco, results
 
+# %% ../../nbs/training/08_bench.ipynb #48b2db076f
 def evaluation_ways(
     images:int,     # how many
     detections:int, # of each image

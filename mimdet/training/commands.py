@@ -37,10 +37,13 @@ def mimdet_models(
           'large v1 at 224. Weights of either grid load into any of them.')
     _list_released()
 
+# %% ../../nbs/training/09_commands.ipynb #eb03f3de5e
 def _list_released():
     "Released weights, by name: their recipe, scores, and what they are."
     found = released()
-    if not found: return print('\nNo released weights are here: they lie in the folder weights of the repository, which MIMDET_WEIGHTS can name.')
+    if not found:
+        return print('\nNo released weights are here: they lie in the folder weights of the repository, '
+                     'which MIMDET_WEIGHTS can name.')
     print('\nReleased weights: a name stands for its file wherever weights are asked for')
     for name, words in found.items():
         scores = ', '.join(f'{label} {value:g}' for label, value in json.loads(words['scores']).items())
@@ -69,6 +72,7 @@ def _parse_size(text):
         raise MimdetError(f'size {text!r}: give a side such as 128, or WIDTHxHEIGHT such as 160x128')
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
+# %% ../../nbs/training/09_commands.ipynb #549d0b5030
 def _check_data(spec, pictures, strict, repair, sheet):
     "Tell what is in a data set; write its clean form, and a contact sheet into the folder `sheet`."
     from mimdet.data.coco import contents, read_coco, repaired
@@ -89,10 +93,12 @@ def _check_data(spec, pictures, strict, repair, sheet):
         write_json(repair, repaired(reading), indent=None)
         print(f'{repair}: the clean form')
 
+# %% ../../nbs/training/09_commands.ipynb #1313883329
 @command
 def mimdet_data(
     out:Param('the folder to make', nargs='?', opt=False)='',
-    check:str='',         # make nothing: tell what is in annotations.json:images/, what was taken or left out, and what cannot be used
+    # make nothing: tell what is in annotations.json:images/, what was taken or left out, and what cannot be used
+    check:str='',
     pictures:bool=False,  # with --check: also read all pictures
     strict:bool=False,    # with --check: refuse what would be taken or left out, too
     repair:str='',        # with --check: write the annotations in the clean form to this file
@@ -117,7 +123,8 @@ def mimdet_data(
     "Make Emoji-COCO, scenes of emoji in COCO's format; or check any data set."
     if check: return _check_data(check, pictures, strict, repair, sheet and (out or '.'))
     alone = [f'--{name}' for name, value in dict(pictures=pictures, strict=strict, repair=repair).items() if value]
-    if alone: raise MimdetError(f'{", ".join(alone)} without --check: name the data set, --check annotations.json:images/')
+    if alone:
+        raise MimdetError(f'{", ".join(alone)} without --check: name the data set, --check annotations.json:images/')
     if not out: raise MimdetError('give the folder to make, or --check annotations.json:images/')
     from mimdet.data.emoji import EmojiConfig, contact_sheet, make_dataset
     scenes = EmojiConfig(_parse_categories(categories), _parse_size(size), min_object=min_object, max_object=max_object,
@@ -149,7 +156,8 @@ def mimdet_pretrain(
     memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
     resume:bool=False,    # go on from the output folder's checkpoint
     least:float=0.2,      # smallest share of an image's area that a crop shows; 1: the whole of a square image
-    stem_steps:int=None,  # iterations that fit a stem to the autoencoder; default: as many as --steps, 1000 at most; 0: no stem
+    # iterations that fit a stem to the autoencoder; default: as many as --steps, 1000 at most; 0: no stem
+    stem_steps:int=None,
     stem_batch:int=256,   # images to each of them
     stem_for:str='',      # pre-train nothing: fit a stem to this full MAE file, and write both to the output folder
 ):
@@ -158,13 +166,14 @@ def mimdet_pretrain(
     if stem_for:
         if stem_steps is None: stem_steps = 1000
         if stem_steps < 1: raise MimdetError(f'--stem-steps {stem_steps}: --stem-for needs some')
-        out = add_stem(stem_for, images, output, steps=stem_steps, batch=stem_batch, least=least, seed=seed, device=device,
-                       memory_mb=memory_mb, resume=resume)
-        return print(f"{out['path']}: the stem's tokens are off by {out['error']:.1%} of their variance; the autoencoder's "
-                     f"loss is {out['loss']:.4f}, with the stem {out['loss_with_stem']:.4f}; sha256 {out['sha256']}")
+        out = add_stem(stem_for, images, output, steps=stem_steps, batch=stem_batch, least=least, seed=seed,
+                       device=device, memory_mb=memory_mb, resume=resume)
+        return print(f"{out['path']}: the stem's tokens are off by {out['error']:.1%} of their variance; "
+                     f"the autoencoder's loss is {out['loss']:.4f}, with the stem {out['loss_with_stem']:.4f}; "
+                     f"sha256 {out['sha256']}")
     out = pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
-                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb, resume=resume,
-                   least=least, stem_steps=stem_steps, stem_batch=stem_batch)
+                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb,
+                   resume=resume, least=least, stem_steps=stem_steps, stem_batch=stem_batch)
     print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")
 
 # %% ../../nbs/training/09_commands.ipynb #19-c85cd047
@@ -240,6 +249,7 @@ def _parse_ratios(text):
         raise MimdetError(f'--ratio {text!r}: give numbers separated by commas, such as 0.25,0.5,1') from None
     return [check_ratio(ratio) for ratio in ratios]
 
+# %% ../../nbs/training/09_commands.ipynb #4e463244ec
 @command
 def mimdet_evaluate(
     run:str,           # output folder of mimdet_train, released weights, or a recipe name together with --weights

@@ -37,21 +37,27 @@ def synthetic_batch(
     rng, samples = rng_for('cost', height, width), []
     for i in range(count):
         corner, sides = rng.uniform(0, .6, (objects, 2)), rng.uniform(.1, .4, (objects, 2))
-        boxes = torch.tensor([[*low, *low + side] for low, side in zip(corner, sides)]).mul(torch.tensor([width, height]*2)).round()
+        shares = torch.tensor([[*low, *low + side] for low, side in zip(corner, sides)])
+        boxes = shares.mul(torch.tensor([width, height]*2)).round()
         masks = torch.zeros(objects, height, width, dtype=torch.bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist()): mask[y0:y1, x0:x1] = True
-        found = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.from_numpy(rng.integers(classes, size=objects)), gt_masks=BitMasks(masks))
+        numbers = torch.from_numpy(rng.integers(classes, size=objects))
+        found = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=numbers, gt_masks=BitMasks(masks))
         pixels = torch.from_numpy(rng.integers(256, size=(3, height, width), dtype='uint8'))
-        samples.append(dict(image=pixels, height=height, width=width, image_id=i, draw=i, file_name='', instances=found))
+        samples.append(dict(image=pixels, height=height, width=width,
+                            image_id=i, draw=i, file_name='', instances=found))
     return samples
 
 # %% ../../nbs/training/07_cost.ipynb #08-55f65d71
 def memory_mb(
     device:str='cpu', # a torch device
 )->dict:
-    "MB in use `now` and at the `peak` so far: of this process on a CPU; on a GPU as torch allocates them, with those `reserved`."
+    """MB in use `now` and at the `peak` so far:
+    of this process on a CPU; on a GPU as torch allocates them, with those `reserved`."""
     if device.startswith('cuda'):
-        count = dict(now=torch.cuda.memory_allocated, peak=torch.cuda.max_memory_allocated, reserved=torch.cuda.max_memory_reserved)
+        count = dict(now=torch.cuda.memory_allocated,
+                     peak=torch.cuda.max_memory_allocated,
+                     reserved=torch.cuda.max_memory_reserved)
         return {k: f(device) // 2**20 for k, f in count.items()}
     return dict(now=psutil.Process().memory_info().rss // 2**20, peak=peak_memory_mb())
 
@@ -65,35 +71,81 @@ def modules_of(
     model, # a `Detector`
 )->dict:   # lists of modules' names, in the order in which they are called
     "The modules whose work is told apart; some hold others, and not every backbone has all."
-    backbone, modules = 'backbone.bottom_up', dict(model.named_modules())
-    def called(name): # a list of modules is not called itself
-        listed = isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))
-        return [f'{name}.{child}' for child, _ in modules[name].named_children()] if listed else [name]
-    names = dict(total=[''], backbone=['backbone'], bottom_up=[backbone], encoder=[f'{backbone}.blocks', f'{backbone}.encoder.blocks', f'{backbone}.encoder.norm'],
-                 decoder=[f'{backbone}.decoder'], proposals=['proposal_generator'], heads=['roi_heads'], masks=['roi_heads.mask_pooler', 'roi_heads.mask_head'])
-    return {group: [part for name in own if name in modules for part in called(name)] for group, own in names.items()}
+    modules, parts = dict(model.named_modules()), model.bottom_up.parts()
+    names = {id(module): name for name, module in modules.items()}
+    own = {part: [names[id(module)] for module in parts[part]] for part in ('encoder', 'decoder')}
+    masks = [name for name in ('roi_heads.mask_pooler', 'roi_heads.mask_head') if name in modules]
+    return dict(total=[''], backbone=['backbone'], bottom_up=[names[id(model.bottom_up)]], **own,
+                proposals=['proposal_generator'], heads=['roi_heads'], masks=masks)
 
+# %% ../../nbs/training/07_cost.ipynb #557664d18c
 def by_part(
     inside:dict, # a number for each group of `modules_of`
 )->dict:         # stem, encoder, decoder, pyramid, proposals, boxes, masks, total
     "From sums over modules that hold one another to parts that do not."
     g = inside
-    parts = dict(stem=g['bottom_up'] - g['encoder'] - g['decoder'], encoder=g['encoder'], decoder=g['decoder'], pyramid=g['backbone'] - g['bottom_up'],
-                 proposals=g['proposals'], boxes=g['heads'] - g['masks'])
+    parts = dict(stem=g['bottom_up'] - g['encoder'] - g['decoder'],
+                 encoder=g['encoder'],
+                 decoder=g['decoder'],
+                 pyramid=g['backbone'] - g['bottom_up'],
+                 proposals=g['proposals'],
+                 boxes=g['heads'] - g['masks'])
     return parts | dict(masks=g['total'] - sum(parts.values()), total=g['total'])
+
+# %% ../../nbs/training/07_cost.ipynb #8d4bdf8813
+def _watch(model):
+    "A dictionary that gets the number of tokens that enter the encoder."
+    seen = {}
+    def note(_, inputs): seen.update(tokens=inputs[0].shape[1])
+    model.bottom_up.parts()['encoder'][0].register_forward_pre_hook(note)
+    return seen
+
+def _stopwatch(model, device):
+    """Lists that get the seconds of each pass through each group of `modules_of`,
+    from the start of its first module to the end of its last."""
+    passes = {group: [] for group in modules_of(model)}
+    for group, names in modules_of(model).items():
+        if not names: continue
+        def start(*_, spent=passes[group]): spent.append(-clock(device))
+        def stop(*_, spent=passes[group]): spent.append(spent.pop() + clock(device))
+        model.get_submodule(names[0]).register_forward_pre_hook(start)
+        model.get_submodule(names[-1]).register_forward_hook(stop)
+    return passes
+
+# %% ../../nbs/training/07_cost.ipynb #1bc183719a
+def _facts(model, samples, device):
+    height, width = samples[0]['image'].shape[1:]
+    parameters = sum(p.numel() for p in model.parameters())
+    return dict(height=height, width=width, batch=len(samples), device=device,
+                threads=torch.get_num_threads(), parameters=parameters)
+
+def _peak(device): return {k: v for k, v in memory_mb(device).items() if k != 'now'}
+
+def _warm_up(model, samples, device, r):
+    """A CPU needs to have started its threads and touched the weights: a small image does.
+    A GPU chooses its kernels by the size."""
+    small = device == 'cpu' and not r.square
+    for _ in range(1 if small else 2): model(synthetic_batch(1, 64, 64) if small else samples)
+
+def _timed(work, device):
+    started, cpu = clock(device), time.process_time()
+    result = work()
+    return result, clock(device) - started, time.process_time() - cpu
 
 # %% ../../nbs/training/07_cost.ipynb #14-f84d9b93
 def forward_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
-    height:int=0,       # of the image in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
+    # of the image in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
+    height:int=0,
     width:int=0,        # likewise
     device:str='auto',  # cpu, cuda, ...
     repeats:int=3,      # passes that are timed
     batch:int=1,        # images a pass
     amp:str='fp32',     # precision: auto, bf16, fp16, fp32
 )->dict:
-    "Seconds of each pass, tokens, parameters and memory of one detector in inference; weights are random. For memory on a CPU call it `in_fresh_process`."
+    """Seconds of each pass, tokens, parameters and memory of one detector in inference; weights are random.
+    For memory on a CPU call it `in_fresh_process`."""
     r, device = recipe_named(recipe), pick_device(device)
     (height, width), memory = r.image_size(height, width), dict(before=memory_mb(device)['now'])
     torch.manual_seed(0)
@@ -113,37 +165,6 @@ def forward_cost(
     return row | dict(seconds=seconds, cpu_seconds=cpu, backbone_seconds=passes['bottom_up'], part_seconds=part_seconds,
                       precision=model.precision, memory_mb=memory | _peak(device))
 
-def _facts(model, samples, device):
-    height, width = samples[0]['image'].shape[1:]
-    return dict(height=height, width=width, batch=len(samples), device=device, threads=torch.get_num_threads(), parameters=sum(p.numel() for p in model.parameters()))
-
-def _watch(model):
-    "A dictionary that gets the number of tokens that enter the encoder."
-    seen, bottom_up = {}, model.bottom_up
-    getattr(bottom_up, 'encoder', bottom_up).blocks[0].register_forward_pre_hook(lambda _, inputs: seen.update(tokens=inputs[0].shape[1]))
-    return seen
-
-def _stopwatch(model, device):
-    "Lists that get the seconds of each pass through each group of `modules_of`, from the start of its first module to the end of its last."
-    passes = {group: [] for group in modules_of(model)}
-    for group, names in modules_of(model).items():
-        if not names: continue
-        model.get_submodule(names[0]).register_forward_pre_hook(lambda *_, spent=passes[group]: spent.append(-clock(device)))
-        model.get_submodule(names[-1]).register_forward_hook(lambda *_, spent=passes[group]: spent.append(spent.pop() + clock(device)))
-    return passes
-
-def _warm_up(model, samples, device, r):
-    "A CPU needs to have started its threads and touched the weights: a small image does. A GPU chooses its kernels by the size."
-    small = device == 'cpu' and not r.square
-    for _ in range(1 if small else 2): model(synthetic_batch(1, 64, 64) if small else samples)
-
-def _timed(work, device):
-    started, cpu = clock(device), time.process_time()
-    result = work()
-    return result, clock(device) - started, time.process_time() - cpu
-
-def _peak(device): return {k: v for k, v in memory_mb(device).items() if k != 'now'}
-
 # %% ../../nbs/training/07_cost.ipynb #17-56e4970e
 def training_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
@@ -153,13 +174,15 @@ def training_cost(
     device:str='auto',  # cpu, cuda, ...
     amp:str='auto',     # precision: auto, bf16, fp16, fp32
     steps:int=10,       # that are timed
-    height:int=0,       # of the images in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
+    # of the images in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
+    height:int=0,
     width:int=0,        # likewise
     warmup:int=2,       # steps before
     compiled:str='',    # a backend for `mimdet.detector.compile_parts`; empty: not compiled
 )->dict:
-    "Seconds of each training step, losses, tokens, parameters and memory of one detector that starts from random weights."
-    r, device = recipe_named(recipe, batch=batch, **{} if checkpointing is None else dict(checkpointing=checkpointing)), pick_device(device)
+    "Seconds of each training step, losses, tokens, parameters and memory of one detector from random weights."
+    changes = {} if checkpointing is None else dict(checkpointing=checkpointing)
+    r, device = recipe_named(recipe, batch=batch, **changes), pick_device(device)
     height, width = r.image_size(height, width)
     memory, cfg = dict(before=memory_mb(device)['now']), with_checkpointing(to_config(r), device)
     cfg.model.amp = amp
@@ -170,7 +193,9 @@ def training_cost(
     samples, seen, dtype = synthetic_batch(batch, height, width, r.classes), _watch(model), precision(amp, device)
     row, timed, losses = _facts(model, samples, device), [], []
     with model.sampled(ratio), tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
-        trainer = Trainer(model, repeat(samples), optimizer_for(model, cfg.optimizer), 0, 1, cfg.optimizer.clip, dtype == torch.float16, Path(folder), lambda _: [])
+        trainer = Trainer(model, repeat(samples), optimizer_for(model, cfg.optimizer), seed=0, accumulate=1,
+                          clip=cfg.optimizer.clip, scaled=dtype == torch.float16,
+                          output_dir=Path(folder), name_batch=lambda _: [])
         for trainer.iter in range(warmup + steps):
             timed.append(_timed(trainer.run_step, device))
             losses.append(storage.latest()['total_loss'][0])
@@ -179,8 +204,7 @@ def training_cost(
     _, seconds, cpu = zip(*timed[warmup:])
     checkpointing = bool(cfg.model.backbone.bottom_up.get('checkpointing', False))
     return row | dict(checkpointing=checkpointing, compiled=compiled, seconds=seconds, cpu_seconds=cpu, losses=losses,
-                      precision=model.precision,
-                      memory_mb=memory | _peak(device))
+                      precision=model.precision, memory_mb=memory | _peak(device))
 
 # %% ../../nbs/training/07_cost.ipynb #21-80b8cad3
 def in_fresh_process(
@@ -191,13 +215,17 @@ def in_fresh_process(
     "What `measure` returns in a process that has done nothing else, or `{'error': 'out of memory'}`."
     code = 'import sys; from mimdet.training.cost import _answer; _answer(*sys.argv[1:])'
     environment = os.environ | dict(OMP_NUM_THREADS=str(threads or torch.get_num_threads()))
-    done = subprocess.run([sys.executable, '-c', code, measure, json.dumps(setting)], capture_output=True, text=True, env=environment)
+    command = [sys.executable, '-c', code, measure, json.dumps(setting)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == -signal.SIGKILL: return dict(error='out of memory') # the kernel's way to say so
-    if done.returncode: raise MimdetError(f'{measure} of {setting} failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}')
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ['no message'])[-1]
+        raise MimdetError(f'{measure} of {setting} failed: {reason}')
     answer = json.loads(done.stdout.splitlines()[-1])
     if 'complaint' in answer: raise MimdetError(answer['complaint'])
     return answer
 
+# %% ../../nbs/training/07_cost.ipynb #3b8c7d5f5f
 def _answer(measure, setting):
     try: answer = dict(forward_cost=forward_cost, training_cost=training_cost)[measure](**json.loads(setting))
     except MimdetError as e: answer = dict(complaint=str(e))
@@ -220,18 +248,27 @@ def compare(
         for setting, results in zip(settings, found):
             if results and 'error' in results[-1]: continue
             results.append(in_fresh_process(measure, threads, **setting))
-            note(f'round {n + 1} of {rounds}: {setting}: {results[-1].get("error") or ", ".join(f"{s:.3g} s" for s in results[-1]["seconds"])}')
+            seconds = ', '.join(f'{s:.3g} s' for s in results[-1].get('seconds', ()))
+            note(f'round {n + 1} of {rounds}: {setting}: {results[-1].get("error") or seconds}')
     return [setting | _merged(results) for setting, results in zip(settings, found)]
 
+# %% ../../nbs/training/07_cost.ipynb #58dccbe6fa
 def _merged(results):
     if 'error' in results[-1]: return results[-1]
-    times = {k: [t for r in results for t in r[k]] for k in ('seconds', 'cpu_seconds', 'backbone_seconds') if k in results[0]}
-    memory = {k: max(r['memory_mb'][k] for r in results) for k in results[0]['memory_mb']}
-    rates = {name: _rate(results[0]['batch'], times[k]) for name, k in (('images_per_second', 'seconds'), ('backbone_images_per_second', 'backbone_seconds')) if k in times}
-    parts = {part: [round(t, 4) for r in results for t in r['part_seconds'][part]] for part in results[0].get('part_seconds', ())}
-    return results[0] | {k: [round(s, 4) for s in v] for k, v in times.items()} | rates | dict(memory_mb=memory) | (dict(part_seconds=parts) if parts else {})
+    first = results[0]
+    times = {k: [t for r in results for t in r[k]]
+             for k in ('seconds', 'cpu_seconds', 'backbone_seconds') if k in first}
+    rounded = {k: [round(t, 4) for t in v] for k, v in times.items()}
+    named = dict(images_per_second='seconds', backbone_images_per_second='backbone_seconds')
+    rates = {name: _rate(first['batch'], times[k]) for name, k in named.items() if k in times}
+    memory = {k: max(r['memory_mb'][k] for r in results) for k in first['memory_mb']}
+    parts = {part: [round(t, 4) for r in results for t in r['part_seconds'][part]]
+             for part in first.get('part_seconds', ())}
+    return first | rounded | rates | dict(memory_mb=memory) | (dict(part_seconds=parts) if parts else {})
 
-def _rate(images, seconds): return {k: float(f'{images/s:.4g}') for k, s in (('median', median(seconds)), ('low', max(seconds)), ('high', min(seconds)))}
+def _rate(images, seconds):
+    chosen = dict(median=median(seconds), low=max(seconds), high=min(seconds))
+    return {k: float(f'{images/s:.4g}') for k, s in chosen.items()}
 
 # %% ../../nbs/training/07_cost.ipynb #27-c66f6d97
 def cost_settings(
@@ -240,13 +277,16 @@ def cost_settings(
     batch,        # images at a time; a number, or a dictionary from size (tiny, small, base, large) to number
     **common,     # further arguments of `forward_cost` or `training_cost`
 )->list:
-    "The arguments of each measurement: recipes by ratios. Raises `MimdetError` on an unknown recipe or a size without a batch."
+    """The arguments of each measurement: recipes by ratios.
+    Raises `MimdetError` on an unknown recipe or a size without a batch."""
     settings = []
     for name in recipes:
         r = recipe_named(name)
-        if not isinstance(batch, int) and r.size not in batch: raise MimdetError(f'{name}: no batch is given for the size {r.size!r}, only for {", ".join(batch)}')
+        if not isinstance(batch, int) and r.size not in batch:
+            raise MimdetError(f'{name}: no batch is given for the size {r.size!r}, only for {", ".join(batch)}')
+        images = batch if isinstance(batch, int) else batch[r.size]
         own = ratios or [r.sample_ratio] if r.kind.samples else [None]
-        settings += [dict(recipe=name, ratio=ratio, batch=batch if isinstance(batch, int) else batch[r.size], **common) for ratio in own]
+        settings += [dict(recipe=name, ratio=ratio, batch=images, **common) for ratio in own]
     return settings
 
 # %% ../../nbs/training/07_cost.ipynb #24-aa1ea1d4
@@ -261,10 +301,12 @@ def count(
         return [t for f in found for t in (f.pred_boxes.tensor, f.scores, f.pred_masks)]
     traced = torch.nn.Module()
     traced.model, traced.forward = model, forward
-    counted = FlopCountAnalysis(traced, tuple(s['image'] for s in samples)).set_op_handle('aten::scaled_dot_product_attention', _attention)
+    counted = FlopCountAnalysis(traced, tuple(s['image'] for s in samples))
+    counted.set_op_handle('aten::scaled_dot_product_attention', _attention)
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
     with evaluating(model): found = counted.by_module()
-    return by_part({group: sum(found[f'model.{name}'.rstrip('.')] for name in names) for group, names in modules_of(model).items()})
+    return by_part({group: sum(found[f'model.{name}'.rstrip('.')] for name in names)
+                    for group, names in modules_of(model).items()})
 
 def _attention(inputs, outputs):
     query, key, value = (v.type().sizes() for v in inputs[:3])
@@ -276,7 +318,8 @@ def _attention(inputs, outputs):
 def agreement(
     recipe,            # a name from `mimdet.recipes.names()`, or a `Recipe`
     ratio:float=None,  # share of tokens that the encoder sees; None: as in the recipe
-    height:int=0,      # of the image in pixels; 0: the largest that the recipe trains on. A recipe for squares always takes its square
+    # of the image in pixels; 0: the largest that the recipe trains on. A recipe for squares always takes its square
+    height:int=0,
     width:int=0,       # likewise
 )->dict:               # proposals and detections, and for both of them `counted` and `formula` as from `flops`
     "What fvcore counts in a detector, and the formula for what that has found."

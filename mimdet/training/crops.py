@@ -67,6 +67,7 @@ def resize_weights(
     weights = weights*((places > start) & (places < start + length))
     return weights/weights.sum(2, keepdim=True)
 
+# %% ../../nbs/training/04_crops.ipynb #a833a8a0e5
 def crop_by_matrices(
     pictures,  # of (H, W, 3) uint8, of any sizes
     boxes,     # (B, 4): top, left, height, width
@@ -81,6 +82,7 @@ def crop_by_matrices(
         crops[send(torch.tensor(where), crops.device)] = alike_crops
     return crops
 
+# %% ../../nbs/training/04_crops.ipynb #ae1cee2474
 def _crop_alike(pictures, boxes, side):
     height, width = pictures.shape[1:3]
     if height == width == side and (boxes[:, 2:] == side).all(): return pictures
@@ -91,6 +93,7 @@ def _crop_alike(pictures, boxes, side):
     planes = pictures.permute(0, 3, 1, 2).float()
     return to_bytes(rows@to_bytes(planes@columns.mT)).byte().permute(0, 2, 3, 1)
 
+# %% ../../nbs/training/04_crops.ipynb #cdc78acc24
 def crop_one_by_one(
     pictures,  # of (H, W, 3) uint8, of any sizes
     boxes,     # (B, 4): top, left, height, width
@@ -122,6 +125,7 @@ def read_picture(path):
     "An image as a tensor (H, W, 3), uint8."
     return torch.from_numpy(read_image(path).copy())
 
+# %% ../../nbs/training/04_crops.ipynb #37db7e911d
 def read_pictures(
     paths,      # of images
     most:int,   # bytes that they may take

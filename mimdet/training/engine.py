@@ -33,12 +33,15 @@ class Step(NamedTuple):
     numbers:torch.Tensor # the losses of each micro-batch, one after the other, and the norm of the gradient
     waited:float         # seconds for data
 
+# %% ../../nbs/training/03_engine.ipynb #cfe4a87499
 class Trainer(SimpleTrainer):
-    "detectron2's, with seeded steps, gradient accumulation, clipping, scaling for float16, and a report on a loss that is not finite."
+    """detectron2's, with seeded steps, gradient accumulation, clipping, and scaling for float16.
+    It reports a loss that is not finite."""
     def __init__(self, model, loader, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch, log_period=1):
         super().__init__(model, loader, optimizer)
         self.log_period, self.unchecked, self.unwritten = log_period, [], []
-        self.seed, self.accumulate, self.clip, self.output_dir, self.name_batch = seed, accumulate, clip, output_dir, name_batch
+        self.seed, self.accumulate, self.clip = seed, accumulate, clip
+        self.output_dir, self.name_batch = output_dir, name_batch
         self.parameters = [p for group in optimizer.param_groups for p in group['params']]
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
 
@@ -47,7 +50,8 @@ class Trainer(SimpleTrainer):
             with loader_errors(): self._run_step()
         except RuntimeError as e:
             if comm.get_world_size() == 1 or not re.search('gloo|NCCL|[Cc]onnection', str(e)): raise
-            raise MimdetError(f'process {comm.get_rank()} has lost another one ({str(e).splitlines()[0]})') from None
+            reason = str(e).splitlines()[0]
+            raise MimdetError(f'process {comm.get_rank()} has lost another one ({reason})') from None
 
     def _run_step(self):
         self.optimizer.zero_grad()
@@ -70,7 +74,8 @@ class Trainer(SimpleTrainer):
         self.scaler.update()
 
     def _backward(self, k, batch):
-        "Gradients of the micro-batch `k`, added to those before it; they cross to the other processes with the last one."
+        """Gradients of the micro-batch `k`, added to those before it;
+        they cross to the other processes with the last one."""
         world = comm.get_world_size()
         torch.manual_seed(seed_for('step', self.seed, (self.iter*self.accumulate + k)*world + comm.get_rank()))
         with self.model.no_sync() if world > 1 and k < self.accumulate - 1 else nullcontext():
@@ -115,7 +120,8 @@ class Trainer(SimpleTrainer):
         facts = dict(iteration=iteration, seed=self.seed, process=comm.get_rank(), reason=reason, images=images)
         path = self.output_dir/f'not_finite_{comm.get_rank()}.json'
         write_json(path, facts)
-        raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} (kept in {path}): lower the learning rate, or look at these images')
+        raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
+                          f'(kept in {path}): lower the learning rate, or look at these images')
 
     def state_dict(self): return super().state_dict() | dict(scaler=self.scaler.state_dict())
 
@@ -131,28 +137,35 @@ class Trainer(SimpleTrainer):
 # %% ../../nbs/training/03_engine.ipynb #16-04f82760
 class Checkpoint(HookBase):
     "Write model, optimizer, schedule and step number to one file, whole or not at all."
-    def __init__(self, model, path, period, identity): self.model, self.path, self.period, self.identity = model, path, period, identity
+    def __init__(self, model, path, period, identity):
+        self.model, self.path, self.period, self.identity = model, path, period, identity
     def before_train(self):
-        for part in self.path.parent.glob(f'.{self.path.name}.*.part'): part.unlink() # of a run that was killed while it wrote
+        for part in self.path.parent.glob(f'.{self.path.name}.*.part'):
+            part.unlink() # of a run that was killed while it wrote
     def after_step(self):
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter: return
         self.trainer.check()
-        save_weights(dict(model=self.model.state_dict(), trainer=self.trainer.state_dict(), done=done, identity=self.identity), self.path)
+        state = dict(model=self.model.state_dict(), trainer=self.trainer.state_dict())
+        save_weights(state | dict(done=done, identity=self.identity), self.path)
 
+# %% ../../nbs/training/03_engine.ipynb #09375ee855
 class Stopwatch(HookBase):
     "Seconds that training has taken; `before`: those before it was resumed."
     def __init__(self): self.before, self.started = 0., time.time()
     def state_dict(self): return dict(seconds=self.before + time.time() - self.started)
     def load_state_dict(self, state): self.before = state['seconds']
 
+# %% ../../nbs/training/03_engine.ipynb #1d243f9a30
 class MovingAverage(HookBase):
-    "Keep an exponential moving average of the weights; `model` is the averaged one. Buffers are those of the last step."
+    """Keep an exponential moving average of the weights; `model` is the averaged one.
+    Buffers are those of the last step."""
     def __init__(self,
         model,
         decay:float, # share of the average that a step leaves
     ):
-        if not 0 < decay < 1: raise MimdetError(f'the moving average needs a decay in (0, 1), such as 0.9999, not {decay}')
+        if not 0 < decay < 1:
+            raise MimdetError(f'the moving average needs a decay in (0, 1), such as 0.9999, not {decay}')
         self.learning, self.average = model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     @property
     def model(self): return self.average.module
@@ -160,8 +173,10 @@ class MovingAverage(HookBase):
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.average.load_state_dict(state)
 
+# %% ../../nbs/training/03_engine.ipynb #7f9545e37d
 class Evaluation(hooks.EvalHook):
-    "detectron2's, but the last evaluation belongs to the last step: a run that is killed in it resumes before it, and one that fails does not begin it."
+    """detectron2's, but the last evaluation belongs to the last step:
+    a run that is killed in it resumes before it, and one that fails does not begin it."""
     def after_step(self):
         done = self.trainer.iter + 1
         if done != self.trainer.max_iter and not (self._period and done % self._period == 0): return
@@ -170,7 +185,8 @@ class Evaluation(hooks.EvalHook):
     def after_train(self): pass
 
 class Writers(hooks.PeriodicWriter):
-    "detectron2's, but when training ends by an error it does not write once more: that would hide the error behind its own."
+    """detectron2's, but when training ends by an error it does not write once more:
+    that would hide the error behind its own."""
     def after_train(self):
         if self.trainer.iter >= self.trainer.max_iter: super().after_train()
         else:
@@ -197,17 +213,23 @@ def fit(
     clip:float=0.,     # largest norm of the gradient, 0: left alone
     scaled:bool=False, # scale the losses, for float16
     fp16_compression:bool=False, # gradients cross between processes in float16
-    name_batch=lambda batch: None, # micro-batch -> plain data that says what is in it, for the report on a loss that is not finite
+    # micro-batch -> plain data that says what is in it, for the report on a loss that is not finite
+    name_batch=lambda batch: None,
 )->float:              # seconds that the run had taken before it was resumed
-    "Train `model` in place. Raises `MimdetError` if there is a checkpoint of another identity, or one and `resume` is off."
-    for name, value in dict(iterations=iterations, period=period, log_period=log_period, accumulate=accumulate).items():
+    """Train `model` in place.
+    Raises `MimdetError` if there is a checkpoint of another identity, or one and `resume` is off."""
+    counts = dict(iterations=iterations, period=period, log_period=log_period, accumulate=accumulate)
+    for name, value in counts.items():
         if value < 1: raise MimdetError(f'{name}={value} must be at least 1')
     output_dir, identity, main = Path(output_dir), identity or {}, comm.is_main_process()
     output_dir.mkdir(parents=True, exist_ok=True)
     state = _last_state(output_dir/'checkpoint.pth', resume, identity, allow_changes)
     done = state['done'] if state else 0
-    if done > iterations: raise MimdetError(f'{output_dir} has done {done} iterations already, more than the {iterations} asked for')
-    if len(set(comm.all_gather(done))) > 1: raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; the output folder must be one that all machines share')
+    if done > iterations:
+        raise MimdetError(f'{output_dir} has done {done} iterations already, more than the {iterations} asked for')
+    if len(set(comm.all_gather(done))) > 1:
+        raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; '
+                          'the output folder must be one that all machines share')
     parallel = create_ddp_model(model, fp16_compression=fp16_compression, broadcast_buffers=False, device_ids=None)
     trainer = Trainer(parallel, loader(done), optimizer, seed=seed, accumulate=accumulate, clip=clip, scaled=scaled,
                       output_dir=output_dir, name_batch=name_batch, log_period=log_period)
@@ -218,34 +240,45 @@ def fit(
     if main:
         for name, text in (notes or {}).items(): write_text(output_dir/name, text)
         _forget_metrics_after(output_dir/'metrics.jsonl', done)
-        writers = [CommonMetricPrinter(iterations), JSONWriter(str(output_dir/'metrics.jsonl')), TensorboardXWriter(str(output_dir), purge_step=done)]
-        trainer.register_hooks([Writers(writers, log_period), Checkpoint(model, output_dir/'checkpoint.pth', period, identity)])
+        writers = [CommonMetricPrinter(iterations),
+                   JSONWriter(str(output_dir/'metrics.jsonl')),
+                   TensorboardXWriter(str(output_dir), purge_step=done)]
+        checkpoint = Checkpoint(model, output_dir/'checkpoint.pth', period, identity)
+        trainer.register_hooks([Writers(writers, log_period), checkpoint])
     if done < iterations: trainer.train(done, iterations)
     return stopwatch.before
 
+# %% ../../nbs/training/03_engine.ipynb #fb81fba8ca
 def _last_state(path, resume, identity, allow_changes):
     if not path.exists(): return None
     if not resume: raise MimdetError(f'{path} is there from an earlier run: resume it, or choose another output folder')
     state = read_checkpoint(path)
     changes = differences(identity, state['identity'])
     if changes and not allow_changes:
-        raise MimdetError(f'{path} belongs to another configuration ({"; ".join(changes)}): --allow-changes goes on with the new one; or remove it, or choose another output folder')
+        raise MimdetError(f'{path} belongs to another configuration ({"; ".join(changes)}): '
+                          '--allow-changes goes on with the new one; or remove it, or choose another output folder')
     for change in changes: logging.getLogger(__name__).info(f'changed since the checkpoint: {change}')
     return state
 
 def _go_on(state, path, model, trainer, schedule):
     load_into(model, state['model'], path)
     try: trainer.load_state_dict(state['trainer'])
-    except ValueError as e: raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): train anew, from its weights if you like (--init)') from None
+    except ValueError as e:
+        raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): '
+                          'train anew, from its weights if you like (--init)') from None
     groups = trainer.optimizer.param_groups
     schedule.base_lrs = [group['initial_lr'] for group in groups]
     for group, lr in zip(groups, schedule.get_lr()): group['lr'] = lr
 
+# %% ../../nbs/training/03_engine.ipynb #77898c2a3c
 def _forget_metrics_after(path, done):
-    if path.exists(): write_text(path, ''.join(f'{line}\n' for line in path.read_text().splitlines() if line.endswith('}') and json.loads(line)['iteration'] < done))
+    if not path.exists(): return
+    whole = [line for line in path.read_text().splitlines() if line.endswith('}')]
+    write_text(path, ''.join(f'{line}\n' for line in whole if json.loads(line)['iteration'] < done))
 
 # %% ../../nbs/training/03_engine.ipynb #20-c7d3c269
-def _is_defect(record): return not (record.exc_info and isinstance(record.exc_info[1], (MimdetError, KeyboardInterrupt)))
+def _is_defect(record):
+    return not (record.exc_info and isinstance(record.exc_info[1], (MimdetError, KeyboardInterrupt)))
 
 logging.getLogger('detectron2.engine.train_loop').addFilter(_is_defect)
 

@@ -24,7 +24,8 @@ def parameter_groups(
 )->list:                # of dictionaries for a torch optimizer, in a fixed order
     "MIMDet's learning-rate groups (paper, section 4)."
     rates = dict(rest=lr*lr_factor, stem=lr, encoder=lr/lr_factor)
-    groups = {(part, decay): dict(params=[], lr=rate, weight_decay=decay) for part, rate in rates.items() for decay in (weight_decay, 0.)}
+    groups = {(part, decay): dict(params=[], lr=rate, weight_decay=decay)
+              for part, rate in rates.items() for decay in (weight_decay, 0.)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad: continue
         part = decoder_rate if _is_pretrained_decoder(name) else 'rest'
@@ -32,8 +33,10 @@ def parameter_groups(
         groups[part, weight_decay if parameter.ndim > 1 else 0.]['params'].append(parameter)
     return list(groups.values())
 
-def _is_pretrained_decoder(name): return '.decoder.' in name and '.conv_feat_proj.' not in name # which no autoencoder has
+def _is_pretrained_decoder(name):
+    return '.decoder.' in name and '.conv_feat_proj.' not in name # which no autoencoder has
 
+# %% ../../nbs/training/02_optimizer.ipynb #eb0bf84d2f
 def optimizer_for(
     model,    # a `Detector`
     settings, # the configuration's `optimizer` section
@@ -41,7 +44,8 @@ def optimizer_for(
     "AdamW with the learning rates of MIMDet, or of the baseline."
     if settings.groups == 'mimdet':
         if settings.decoder_rate not in DECODER_RATES:
-            raise MimdetError(f'unknown optimizer.decoder_rate={settings.decoder_rate!r}; there are {", ".join(DECODER_RATES)}')
+            raise MimdetError(f'unknown optimizer.decoder_rate={settings.decoder_rate!r}; '
+                              f'there are {", ".join(DECODER_RATES)}')
         groups = parameter_groups(model, settings.lr, settings.lr_factor, settings.weight_decay, settings.decoder_rate)
     elif settings.groups == 'benchmarking':
         decay = dict(weight_decay=settings.weight_decay, weight_decay_norm=0.)
@@ -63,9 +67,13 @@ def lr_schedule(
 )->LRMultiplier:
     "A detectron2 schedule over `iterations` steps."
     if iterations < 1: raise MimdetError(f'{iterations=} must be at least 1')
-    if kind == 'step' and not list(milestones) == sorted(m for m in milestones if 0 < m < iterations): raise MimdetError(f'milestones {list(milestones)} must rise, between 0 and the {iterations} iterations')
-    if kind == 'cosine': course = CosineParamScheduler(1., 0.)
-    elif kind == 'step': course = MultiStepParamScheduler([0.1**k for k in range(len(milestones) + 1)], iterations, list(milestones))
+    if kind == 'step':
+        if not list(milestones) == sorted(m for m in milestones if 0 < m < iterations):
+            raise MimdetError(f'milestones {list(milestones)} must rise, between 0 and the {iterations} iterations')
+        rates = [0.1**k for k in range(len(milestones) + 1)]
+        course = MultiStepParamScheduler(rates, iterations, list(milestones))
+    elif kind == 'cosine': course = CosineParamScheduler(1., 0.)
     else: raise MimdetError(f"unknown schedule {kind!r}; there are 'step', 'cosine'")
     warmup = min(warmup/iterations, 1.)
-    return LRMultiplier(optimizer, WarmupParamScheduler(course, warmup_factor, warmup) if warmup else course, iterations)
+    if warmup: course = WarmupParamScheduler(course, warmup_factor, warmup)
+    return LRMultiplier(optimizer, course, iterations)

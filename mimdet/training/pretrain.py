@@ -25,7 +25,8 @@ from ..stem import ConvStem
 from .crops import Crops, uniform
 from .engine import fit, read_metrics
 from .optimizer import lr_schedule
-from ..vit import MaskedAutoencoder, Reconstruction, embed_patches, mae_names, normalised_patches, patchify, unpatchify
+from ..vit import (MaskedAutoencoder, Reconstruction, embed_patches, mae_names, normalised_patches, patchify,
+                        unpatchify)
 from ..weights.files import check_finite, metadata, read_weights, save_weights
 from ..weights.models import load_self_contained
 from ..weights.names import STEM, describe, grid_of, published_names
@@ -79,10 +80,12 @@ class StemFitting(nn.Module):
         with fast_autocast(self.target[0].mean.device): given, wanted = self.tokens(batch[0])
         return dict(loss=share_of_variance(given, wanted))
 
+# %% ../../nbs/training/05_pretrain.ipynb #1473221476
 def share_of_variance(given, wanted): # of one shape
     "The mean squared error over the variance of what is wanted."
     return F.mse_loss(given, wanted)/wanted.var()
 
+# %% ../../nbs/training/05_pretrain.ipynb #b65875fe29
 def fit_stem(
     model:Pretraining,  # with the autoencoder
     crops:Crops,        # images
@@ -107,10 +110,12 @@ def fit_stem(
         name_batch=lambda batch: batch[1].tolist())
     return fitting.stem.eval()
 
+# %% ../../nbs/training/05_pretrain.ipynb #cd893e1906
 def _fingerprint(module):
     values = module.state_dict().values()
     return hashlib.sha256(b''.join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
+# %% ../../nbs/training/05_pretrain.ipynb #de6de57881
 def stem_names(
     stem, # a `ConvStem`, or None
 )->dict:
@@ -152,28 +157,27 @@ def pretrain(
     resume:bool=False,    # go on from the output folder's checkpoint
     stem_steps:int=None,  # iterations that fit a stem to the autoencoder; default: as many as `steps`, 1,000 at most
     stem_batch:int=256,   # images to each of them
-)->dict:                  # path and SHA-256 of the weights, seconds, images a second, settings, model, stem, crops, device
-    "Pre-train a masked autoencoder; writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."
+# path and SHA-256 of the weights, seconds, images a second, settings, model, stem, crops, device
+)->dict:
+    """Pre-train a masked autoencoder;
+    writes mae_full.pth in the published full format, metrics.jsonl, TensorBoard events."""
     decoder_depth = decoder_depth or _decoder_depth(size)
-    settings = {k: v for k, v in locals().items()
-                if k not in ('images', 'output', 'device', 'workers', 'memory_mb', 'resume', 'stem_steps', 'stem_batch')}
+    settings = dict(size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay,
+                    mask_ratio=mask_ratio, least=least, decoder_depth=decoder_depth, seed=seed)
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
     started, device = time.time(), pick_device(device)
     torch.manual_seed(seed)
     mae, side = autoencoder(size, decoder_depth)
     model = Pretraining(mae, mask_ratio, seed).to(device)
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=(0.9, 0.95), fused=True)
     crops = Crops(images, side, seed, least, memory_mb, device)
     workers = 0 if crops.pictures else workers_that_fit(workers, batch, side**2) # none for what is in memory
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
-    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed, period=max(1, min(steps//5, 500)),
-                 log_period=max(20, steps//400), resume=resume, identity=identity, scaled=precision('auto', device) == torch.float16,
-                 name_batch=lambda batch: batch[1].tolist())
+    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed,
+                 period=max(1, min(steps//5, 500)), log_period=max(20, steps//400), resume=resume, identity=identity,
+                 scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
     stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
     fitted = fit_stem(model, crops, f'{output}/stem', seed=seed, resume=resume, **stem) if stem['steps'] else None
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
@@ -181,6 +185,13 @@ def pretrain(
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch),
                 settings=settings | {f'stem_{k}': v for k, v in stem.items()},
                 model=model, stem=fitted, crops=crops, device=device)
+
+# %% ../../nbs/training/05_pretrain.ipynb #f60fc17e14
+def _groups(model, weight_decay):
+    "Matrices decay, biases and norms do not."
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
 
 def _batches(crops, batch, done, steps, workers):
     "The stream from step `done` on, a batch of `crops` at a time."
@@ -192,14 +203,17 @@ def _rate(output, batch):
     times = [t for t in read_metrics(output).get('time', []) if t]
     return batch/median(times) if times else None
 
+# %% ../../nbs/training/05_pretrain.ipynb #5adea4bd32
 def autoencoder(
     size:str,            # tiny, small, base or large
     decoder_depth:int=0, # blocks of the decoder; 0: MAE's own 8, of tiny as many as MIMDet's
 )->tuple:                # (MaskedAutoencoder, image side in pixels)
-    "The masked autoencoder that fits MIMDet's recipes of that size, whose decoder takes the first of its decoder's blocks."
+    """The masked autoencoder that fits MIMDet's recipes of that size,
+    whose decoder takes the first of its decoder's blocks."""
     depth, r = decoder_depth or _decoder_depth(size), _of_size(size)
     if depth < 1: raise MimdetError(f'{decoder_depth=}: an autoencoder needs a decoder of at least one block')
-    return MaskedAutoencoder(r.dim, r.depth, r.heads, r.decoder_dim, depth, r.decoder_heads, r.img_size), r.img_size
+    mae = MaskedAutoencoder(r.dim, r.depth, r.heads, r.decoder_dim, depth, r.decoder_heads, r.img_size)
+    return mae, r.img_size
 
 def _of_size(size):
     if size not in SIZES: raise MimdetError(f'unknown size {size!r}; there are {", ".join(SIZES)}')
@@ -218,6 +232,7 @@ def reconstructions(
     pixels, draws = crops[draws]
     return painted(model, pixels, model.reconstruct(pixels, draws))
 
+# %% ../../nbs/training/05_pretrain.ipynb #4d9a4b2bec
 def painted(
     model,              # a `Pretraining`
     pixels,             # (B, 3, H, W) uint8
@@ -250,18 +265,23 @@ def load_stem(
     stem.load_state_dict(weights)
     return stem.eval()
 
+# %% ../../nbs/training/05_pretrain.ipynb #062b3e2442
 def load_autoencoder(
     path,        # a full MAE file under published or transformers' names
     size:str='', # tiny, small, base or large; empty: as the file has it
 )->Pretraining:
     "The masked autoencoder of a file, without its stem. Raises `MimdetError` if it is of another size or not complete."
     weights = {k: v for k, v in published_names(read_weights(path)).items() if not k.startswith(STEM)}
-    mae, _ = autoencoder(size or describe(weights).size, sum(bool(re.fullmatch(r'decoder_blocks\.\d+\.norm1\.weight', k)) for k in weights))
+    depth = sum(bool(re.fullmatch(r'decoder_blocks\.\d+\.norm1\.weight', k)) for k in weights)
+    mae, _ = autoencoder(size or describe(weights).size, depth)
     own = dict(zip(mae_names(mae.state_dict()), mae.state_dict()))
     try: mae.load_state_dict({own.get(k, k): v for k, v in weights.items()})
-    except RuntimeError as e: raise MimdetError(f'{path} holds no full MAE of size {size}: {" ".join(str(e).split())[:200]}') from None
+    except RuntimeError as e:
+        reason = ' '.join(str(e).split())[:200]
+        raise MimdetError(f'{path} holds no full MAE of size {size}: {reason}') from None
     return Pretraining(mae, 0.75, 0).eval()
 
+# %% ../../nbs/training/05_pretrain.ipynb #86d75c641c
 @torch.no_grad()
 def completed(
     model,  # a `Pretraining`
@@ -288,13 +308,15 @@ def add_stem(
     memory_mb:int=4096,   # images that take more, decoded, are read as they are drawn
     resume:bool=False,    # go on from the output folder's checkpoint
 )->dict:                  # path and SHA-256 of the new file, and `stem_effect` on images of the stream's next step
-    "Fit a stem to an autoencoder's patch tokens and write both. Raises `MimdetError` for a file of another kind or size."
+    """Fit a stem to an autoencoder's patch tokens and write both.
+    Raises `MimdetError` for a file of another kind or size."""
     weights, path = published_names(read_weights(source)), Path(output)/'mae_full.pth'
     check_finite(weights, source)
     found = describe(weights)
     if found.kind != 'mae-full' or found.size not in SIZES:
         raise MimdetError(f'{source}: a stem is fitted to a full MAE of size {", ".join(SIZES)}; this is {found}')
-    if path.exists() and path.samefile(source): raise MimdetError(f'{path} is the file to start from: choose another output folder')
+    if path.exists() and path.samefile(source):
+        raise MimdetError(f'{path} is the file to start from: choose another output folder')
     device = pick_device(device)
     model = load_autoencoder(source).to(device)
     crops = Crops(images, model.side, seed, least, memory_mb, device)
@@ -308,7 +330,8 @@ def add_stem(
 def load_released(
     name:str,          # one of `released()`
     device:str='auto', # where to put the model
-)->nn.Module:          # a `Detector`, or a `Pretraining` that holds an autoencoder; its `cfg` is the detector's configuration
+# a `Detector`, or a `Pretraining` that holds an autoencoder; its `cfg` is the detector's configuration
+)->nn.Module:
     "Released weights as a model, in evaluation mode. Raises `MimdetError` for a name that is none."
     words = metadata(name)
     if 'config' in words:

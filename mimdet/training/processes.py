@@ -21,7 +21,8 @@ from ..base.core import MimdetError, pick_device
 LAUNCHER = 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT' # what a launcher tells each process by
 
 def under_launcher()->bool:
-    "Whether `torchrun` or `launch` started this process. Raises `MimdetError` if only some of a launcher's variables are set."
+    """Whether `torchrun` or `launch` started this process.
+    Raises `MimdetError` if only some of a launcher's variables are set."""
     told = {name: os.environ[name] for name in LAUNCHER if name in os.environ}
     if not {'RANK', 'WORLD_SIZE'} & told.keys() or told == {'WORLD_SIZE': '1'}: return False
     way_out = 'start the processes with torchrun, or unset RANK and WORLD_SIZE to train in one'
@@ -34,6 +35,7 @@ def under_launcher()->bool:
         raise MimdetError(f'{told_so} in the environment is not what a launcher sets: {way_out}')
     return True
 
+# %% ../../nbs/training/01_processes.ipynb #c4bc5e5226
 @contextmanager
 def process_group(
     device:str='auto', # as for `pick_device`
@@ -45,8 +47,12 @@ def process_group(
     device = pick_device(device)
     if device.startswith('cuda'): torch.cuda.set_device(device)
     distributed.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=timedelta(minutes=30))
-    yield # an error leaves at once: to take leave of the others means to wait for them, and the launcher ends them anyway
+    # an error leaves at once: to take leave of the others means to wait for them, and the launcher ends them anyway
+    yield
     distributed.destroy_process_group()
+
+# %% ../../nbs/training/01_processes.ipynb #0904028b4c
+_GO_ON = '--resume goes on from the last checkpoint'
 
 def launch(
     worker,              # module-level function
@@ -57,21 +63,37 @@ def launch(
     dist_url:str='auto', # tcp://host:port of machine 0, needed with several machines
 ):
     "Call `worker(*arguments)` in `num_gpus` processes on each machine. Raises `MimdetError` if one of them fails."
-    if not 0 <= machine_rank < num_machines: raise MimdetError(f'machine rank {machine_rank} is outside 0 to {num_machines - 1}')
-    if num_machines == 1: meeting = dict(rdzv_backend='c10d', rdzv_endpoint='localhost:0')
-    else: meeting = dict(rdzv_backend='static', rdzv_endpoint=_endpoint(dist_url), rdzv_configs=dict(rank=machine_rank, timeout=900))
+    if not 0 <= machine_rank < num_machines:
+        raise MimdetError(f'machine rank {machine_rank} is outside 0 to {num_machines - 1}')
+    meeting = _meeting(num_machines, machine_rank, dist_url)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count()//num_gpus)))
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL) # the one line below says it
-    run = LaunchConfig(num_machines, num_machines, num_gpus, run_id=uuid.uuid4().hex if num_machines == 1 else 'mimdet', max_restarts=0, **meeting)
+    run = LaunchConfig(num_machines, num_machines, num_gpus, max_restarts=0, **meeting)
     try: elastic_launch(run, worker)(*arguments)
-    except SignalException as e: raise MimdetError(f'stopped by {e.sigval.name}, all processes with it; --resume goes on from the last checkpoint') from None
+    except SignalException as e:
+        raise MimdetError(f'stopped by {e.sigval.name}, all processes with it; {_GO_ON}') from None
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
-        how = f'was killed by {signal.Signals(-failure.exitcode).name}; --resume goes on from the last checkpoint' if failure.exitcode < 0 else 'failed, as it says above'
-        raise MimdetError(f'the others were stopped, since process {rank} of {num_gpus*num_machines} {how}') from None
-    except (RendezvousError, RuntimeError) as e: raise MimdetError(f'the processes do not meet at {meeting["rdzv_endpoint"]}: {(str(e).splitlines() or [type(e).__name__])[0]}') from None
+        raise MimdetError(f'the others were stopped, since process {rank} of {num_gpus*num_machines} '
+                          f'{_end_of(failure.exitcode)}') from None
+    except (RendezvousError, RuntimeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise MimdetError(f'the processes do not meet at {meeting["rdzv_endpoint"]}: {reason}') from None
+
+# %% ../../nbs/training/01_processes.ipynb #f1e4512a35
+def _meeting(num_machines, machine_rank, dist_url):
+    "How the machines find each other."
+    if num_machines == 1: return dict(run_id=uuid.uuid4().hex, rdzv_backend='c10d', rdzv_endpoint='localhost:0')
+    return dict(run_id='mimdet', rdzv_backend='static', rdzv_endpoint=_endpoint(dist_url),
+                rdzv_configs=dict(rank=machine_rank, timeout=900))
 
 def _endpoint(url):
     found = re.fullmatch(r'tcp://([^:/]+:\d+)', url)
-    if not found: raise MimdetError(f'several machines need the address of machine 0, as in --dist-url tcp://192.168.0.1:29500, not {url!r}')
+    if not found:
+        raise MimdetError('several machines need the address of machine 0, '
+                          f'as in --dist-url tcp://192.168.0.1:29500, not {url!r}')
     return found[1]
+
+def _end_of(exitcode):
+    if exitcode >= 0: return 'failed, as it says above'
+    return f'was killed by {signal.Signals(-exitcode).name}; {_GO_ON}'

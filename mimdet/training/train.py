@@ -64,6 +64,7 @@ def training_memory(
     per_image = BYTES_PER_TOKEN*math.prod(grid_shape(height, width))*channels + BYTES_PER_PIXEL*height*width
     return images*per_image*(2 if wide else 1) + BYTES_PER_PARAMETER*parameters
 
+# %% ../../nbs/training/06_train.ipynb #2df0413ad0
 def memory_of(
     device:str, # a torch device
 )->int:         # bytes
@@ -90,11 +91,16 @@ def with_checkpointing(
 
 # %% ../../nbs/training/06_train.ipynb #12-27371546
 def identity(cfg, info)->dict:
-    "What a training computes: the configuration without places, periods and how the work is shared out, with the data and the weights it starts from."
+    """What a training computes: the configuration without places, periods and how the work is shared out,
+    with the data and the weights it starts from."""
     plain = OmegaConf.to_container(cfg)
-    for key in ('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device', 'accumulate', 'fp16_compression'): plain['train'].pop(key)
-    for key in ('train', 'val', 'workers', 'strict'): plain['data'].pop(key)
-    for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')): part[key] = part[key] and sha256(find_weights(part[key]))
+    without = dict(train=('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device',
+                          'accumulate', 'fp16_compression'),
+                   data=('train', 'val', 'workers', 'strict'))
+    for section, keys in without.items():
+        for key in keys: plain[section].pop(key)
+    for part, key in ((plain['mae_checkpoint'], 'path'), (plain['train'], 'init_checkpoint')):
+        part[key] = part[key] and sha256(find_weights(part[key]))
     return plain | dict(dataset=info.sha256)
 
 def changes_of(
@@ -102,13 +108,14 @@ def changes_of(
 )->list:            # of lines 'key: recipe's value -> value'
     "How a configuration differs from the recipe it names; nothing if it names none."
     name = cfg.train.get('recipe')
-    return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name))) if name in RECIPES else []
+    if name not in RECIPES: return []
+    return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name)))
 
 # %% ../../nbs/training/06_train.ipynb #15-f3f645fa
 def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
-    if cfg.mae_checkpoint.path: 
+    if cfg.mae_checkpoint.path:
         reports.append(load_mae(model.bottom_up, cfg.mae_checkpoint.path, partial,
                                 cfg.mae_checkpoint.parts, cfg.mae_checkpoint.stem))
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
@@ -124,9 +131,11 @@ def evaluation_hooks(
     def run():
         row = evaluate(model, info, cfg.data)
         if comm.is_main_process(): print(format_rows([row]), flush=True)
-        return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)} for kind in ('bbox', 'segm') if kind in row}
+        return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)}
+                for kind in ('bbox', 'segm') if kind in row}
     return [Evaluation(cfg.train.eval_period, run)]
 
+# %% ../../nbs/training/06_train.ipynb #f3a6f56546
 def tell(info:DatasetInfo):
     "Print in one line what was taken or left out of a data set, if anything was."
     if comm.is_main_process() and info.reading.report.summary: print(info.reading.report.summary, flush=True)
@@ -138,6 +147,7 @@ def validation_set(cfg)->DatasetInfo:
     check_classes(cfg, info)
     return info
 
+# %% ../../nbs/training/06_train.ipynb #bd72f08383
 def training_records(
     data,             # the configuration's `data` section
     info:DatasetInfo, # registered data set
@@ -150,24 +160,28 @@ def training_records(
 
 def what_is_in(batch)->list:
     "The images of a batch, to find them again."
-    return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw']) for sample in batch]
+    return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw'])
+            for sample in batch]
 
 # %% ../../nbs/training/06_train.ipynb #17-0386c395
 def train(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
     resume:bool=False,   # go on from the output folder's checkpoint, if there is one
     allow_changes:bool=False, # also if it belongs to another configuration
-)->dict:                 # seconds (of all its parts, if it was resumed), iterations, device, dataset, parameters, and, in the first process, weights
-    "Train a detector; writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."
-    started, output = time.time(), Path(cfg.train.output_dir)
+# seconds (of all its parts, if resumed), iterations, device, dataset, parameters, and, in the first process, weights
+)->dict:
+    """Train a detector;
+    writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."""
+    started, output, world = time.time(), Path(cfg.train.output_dir), comm.get_world_size()
     device = pick_device(cfg.train.device)
     info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict)
     tell(info)
     cfg = with_classes(cfg, info)
     changes, dtype = changes_of(cfg), precision(cfg.model.amp, device)
-    if comm.is_main_process() and changes: print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
+    if comm.is_main_process() and changes:
+        print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
     torch.manual_seed(cfg.train.seed)
-    decided = with_checkpointing(cfg, device, comm.get_world_size())
+    decided = with_checkpointing(cfg, device, world)
     if comm.is_main_process() and decided != cfg:
         print(f'activation checkpointing: {decided.model.backbone.bottom_up.checkpointing}', flush=True)
     val = validation_set(cfg) if cfg.data.val else None
@@ -181,21 +195,33 @@ def train(
     schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
     mapper = TrainMapper(train_augmentation_of(cfg.data), info.masks)
     records = training_records(cfg.data, info)
-    workers = workers_that_fit(cfg.data.workers, max(1, cfg.data.batch//(comm.get_world_size()*cfg.train.accumulate)), math.prod(largest_image(cfg.data)))
-    loader = lambda done: train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done, rank=comm.get_rank(),
-                                       world=comm.get_world_size(), accumulate=cfg.train.accumulate, workers=workers)
+    images = max(1, cfg.data.batch//(world*cfg.train.accumulate)) # in one forward pass
+    workers = workers_that_fit(cfg.data.workers, images, math.prod(largest_image(cfg.data)))
+    def loader(done):
+        return train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done,
+                            rank=comm.get_rank(), world=world, accumulate=cfg.train.accumulate, workers=workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
-    before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
-        resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes, extra_hooks=[*average, *evaluation_hooks(cfg, final, val)],
-        notes={'config.yaml': OmegaConf.to_yaml(cfg), 'changes.txt': ''.join(f'{line}\n' for line in changes),
-               'data_report.txt': ''.join(f'{each.reading.report}\n' for each in (info, val) if each)}, accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
-        scaled=dtype == torch.float16 or cfg.train.fp16_compression and comm.get_world_size() > 1, fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
-    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256, data_report=info.reading.report.digest, parameters=sum(p.numel() for p in model.parameters()))
+    before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed,
+                 period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
+                 resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes,
+                 extra_hooks=[*average, *evaluation_hooks(cfg, final, val)], notes=_notes(cfg, changes, info, val),
+                 accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
+                 scaled=dtype == torch.float16 or cfg.train.fp16_compression and world > 1,
+                 fp16_compression=cfg.train.fp16_compression, name_batch=what_is_in)
+    result = dict(iterations=steps.iterations, device=device, dataset=info.sha256,
+                  data_report=info.reading.report.digest, parameters=sum(p.numel() for p in model.parameters()))
     if comm.is_main_process():
         save_weights(dict(model=final.state_dict()), output/'model_final.pth')
         result['weights'] = sha256(output/'model_final.pth')
     return result | dict(seconds=before + time.time() - started)
+
+# %% ../../nbs/training/06_train.ipynb #6119ccb73b
+def _notes(cfg, changes, info, val):
+    "The files that say what the run is."
+    return {'config.yaml': OmegaConf.to_yaml(cfg),
+            'changes.txt': ''.join(f'{line}\n' for line in changes),
+            'data_report.txt': ''.join(f'{each.reading.report}\n' for each in (info, val) if each)}
 
 # %% ../../nbs/training/06_train.ipynb #23-45f9d9d2
 def is_file(source): return source.endswith(('.yaml', '.py'))
@@ -206,26 +232,35 @@ def read_config(
 )->DictConfig:
     "The configuration that `source` stands for. Raises `MimdetError` if there is none."
     if not is_file(source): return config(source, **changes)
-    if changes: raise MimdetError(f'{source}: {", ".join(changes)} can only be given with a recipe name; use key=value changes')
+    if changes:
+        raise MimdetError(f'{source}: {", ".join(changes)} can only be given with a recipe name; use key=value changes')
     if not Path(source).is_file(): raise MimdetError(f'{source}: no such file')
-    try: cfg = LazyConfig.load(source) if source.endswith('.py') else OmegaConf.load(source) # LazyConfig would run code that a .yaml names
-    except (YAMLError, OmegaConfBaseException, SyntaxError, AssertionError, UnicodeDecodeError) as e: raise MimdetError(f'{source} is not a configuration: {e}') from None
+    load = LazyConfig.load if source.endswith('.py') else OmegaConf.load # LazyConfig would run code that a .yaml names
+    try: cfg = load(source)
+    except (YAMLError, OmegaConfBaseException, SyntaxError, AssertionError, UnicodeDecodeError) as e:
+        raise MimdetError(f'{source} is not a configuration: {e}') from None
     return completed(cfg, source)
 
+# %% ../../nbs/training/06_train.ipynb #af680d78b8
 SECTIONS = ('optimizer', 'schedule', 'data', 'mae_checkpoint', 'train')
 
 def completed(
     cfg:DictConfig, # from a file; left as it is
     source:str,     # the file, named in messages
 )->DictConfig:
-    "The configuration, with the usual value where it leaves out something beside the model. Raises `MimdetError` on a key that nothing reads."
+    """The configuration, with the usual value where it leaves out something beside the model.
+    Raises `MimdetError` on a key that nothing reads."""
     usual = config('mimdet_base_v1_sr0.5_3x')
     missing = [key for key in ('model', *SECTIONS) if key not in cfg]
-    if missing: raise MimdetError(f'{source} is no training configuration: no {missing[0]!r}; `mimdet_models RECIPE` prints one')
-    known = [f'{section}.{key}' for section in SECTIONS for key in (*usual[section], *(('classes', 'category_ids') if section == 'data' else ()))]
+    if missing:
+        raise MimdetError(f'{source} is no training configuration: no {missing[0]!r}; '
+                          '`mimdet_models RECIPE` prints one')
+    known = [f'{section}.{key}' for section in SECTIONS for key in usual[section]]
+    known += ['data.classes', 'data.category_ids']
     unknown = [f'{section}.{key}' for section in SECTIONS for key in cfg[section] if f'{section}.{key}' not in known]
     if unknown: raise MimdetError(f'{source}: nothing reads {unknown[0]!r}{nearest(unknown[0], known)}')
-    return OmegaConf.create(dict(model=cfg.model, **{section: OmegaConf.merge(usual[section], cfg[section]) for section in SECTIONS}))
+    whole = {section: OmegaConf.merge(usual[section], cfg[section]) for section in SECTIONS}
+    return OmegaConf.create(dict(model=cfg.model, **whole))
 
 # %% ../../nbs/training/06_train.ipynb #25-62ac15e6
 def launch_training(
@@ -247,6 +282,7 @@ def launch_training(
         raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
     _launch(arguments, num_gpus, num_machines, machine_rank, dist_url)
 
+# %% ../../nbs/training/06_train.ipynb #854b04979e
 def _launch(arguments, num_gpus, *machines):
     device, there = arguments[0]['train']['device'], torch.cuda.device_count()
     if device != 'cpu' and num_gpus > there: raise MimdetError(f'--num-gpus {num_gpus}: this machine has {there}')
@@ -262,11 +298,14 @@ def _work(plain, resume, allow_changes, eval_only):
         if main: _tell(cfg, result)
 
 def _tell(cfg, result):
-    print(f"{cfg.train.output_dir}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s on {result['device']}, sha256 {result['weights']}")
+    print(f"{cfg.train.output_dir}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s "
+          f"on {result['device']}, sha256 {result['weights']}")
 
+# %% ../../nbs/training/06_train.ipynb #fd0474bb79
 def _evaluate_only(cfg):
     path = cfg.train.init_checkpoint or f'{cfg.train.output_dir}/model_final.pth'
-    if not cfg.data.val: raise MimdetError('--eval-only needs a data set to evaluate on: --val annotations.json:images/')
+    if not cfg.data.val:
+        raise MimdetError('--eval-only needs a data set to evaluate on: --val annotations.json:images/')
     cfg = with_coco_names(cfg)
     info, device = validation_set(cfg), pick_device(cfg.train.device)
     model = build(cfg).to(device)
