@@ -16,9 +16,9 @@ from mimdet.study.jobs import read_study
 ROOT = Path(__file__).resolve().parent.parent
 
 def drawable(study):
-    "The figure jobs whose records are all there."
+    "The figure jobs of which at least one record is there; what was not run says so in them."
     def there(name): return study.jobs[name].record is None or (ROOT/study.jobs[name].record).exists()
-    return [job for job in study.jobs.values() if job.kind == 'figure' and all(map(there, job.needs))]
+    return [job for job in study.jobs.values() if job.kind == 'figure' and any(map(there, job.needs))]
 
 def draw(notebook, parameters):
     "Run a figure's notebook in this process; a kernel of its own would take longer to start than all the drawing."
