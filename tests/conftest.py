@@ -3,6 +3,7 @@ import json, os, shutil, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest
+from mimdet.base.core import say_once
 from mimdet.data.emoji import EmojiConfig, make_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,3 +71,8 @@ def trained(emoji, tmp_path_factory):
     done = run_command('mimdet_train', *options)
     assert done.returncode == 0, done.stderr
     return out
+
+@pytest.fixture(autouse=True)
+def says_everything_again():
+    "What is said once in a process is said in each test."
+    say_once.cache_clear()

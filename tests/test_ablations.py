@@ -171,7 +171,7 @@ def test_samples_of_a_row(val):
                    for more in ({}, dict(samples=2)))
     assert (plain['samples'], mean['samples']) == (1, 2) and plain['bbox'] != mean['bbox']
     assert evaluate(model, val, settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
-    with pytest.raises(MimdetError, match='samples=0 must be at least 1'):
+    with pytest.raises(MimdetError, match='members=0 must be at least 1'):
         evaluate(model, val, settings, samples=0)
 
 @pytest.mark.parametrize('model, kept', [

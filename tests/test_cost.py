@@ -233,7 +233,7 @@ def test_table_of_older_records(tmp_path):
     "Without FLOPs in them, and of two machines."
     rows, page = table(tmp_path, forward=made_up('forward'), training=made_up('training', gpu='Synthetic GPU'))
     row = rows[TINY, '0.25', '800 x 1216'] # the later one, of training
-    assert (row['hardware'], row['images/s']) == ('Synthetic GPU', 'not run')
+    assert (row['hardware'], row['images/s']) == ('Synthetic GPU, 2 CPU cores', 'not run')
     assert row['training: images/s'] == '3.2 (2.88 to 3.52)' and 'with checkpointing' not in page
     later = ('GFLOPs', "encoder's share of FLOPs", "encoder's share of time", 'fvcore / formula')
     assert {row[k] for k in later} == {'not run'}
@@ -249,7 +249,7 @@ def test_a_busy_machine_is_said(tmp_path):
 def test_without_cost_records(tmp_path):
     "Both notebooks say so."
     records = tmp_path/'records'
-    write(records, data=record('data', 'data', dict(seed=0), {}, profile='cost'))
+    write(records, data=record('data', 'data', dict(seed=0), dict(objects=1), profile='cost'))
     notebook('figures/table_cost.ipynb', profile='cost', records=str(records), out=str(tmp_path/'out'))
     assert (tmp_path/'out'/'table_cost.csv').read_text() == 'recipe\nnot run\n'
     notebook('figures/cost_over_ratio.ipynb', profile='cost', records=str(records), out=str(tmp_path/'figure'))

@@ -296,3 +296,18 @@ def test_make_lists_its_targets():
     listed = run('make', '--no-print-directory', 'help', cwd=ROOT, env=outside).stdout
     phony = re.search(r'^\.PHONY: (.*)$', (ROOT/'Makefile').read_text(), re.M)[1].split()
     assert [line.split()[1] for line in listed.splitlines()] == phony
+
+# --- lines ---
+
+def code_of(path):
+    "The lines of code of a notebook or a Python file; what a picture shows is prose."
+    if path.suffix != '.ipynb': return path.read_text().splitlines()
+    cells = (c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
+    return [line for source in cells for line in source.splitlines() if not line.startswith('#| fig-alt')]
+
+@pytest.mark.parametrize('folder', ['nbs', 'tests', 'tools'])
+def test_lines_are_short(folder):
+    files = [*(ROOT/folder).rglob('*.ipynb'), *(ROOT/folder).rglob('*.py')]
+    assert files
+    long = [f'{path.relative_to(ROOT)}: {line.strip()[:60]}' for path in files for line in code_of(path) if len(line) > 120]
+    assert not long, f'{len(long)} lines of more than 120 characters, the first: {long[:3]}'

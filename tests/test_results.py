@@ -328,7 +328,8 @@ def test_tables_hold_the_cells(tmp_path):
 def test_latex_has_no_open_command(tmp_path):
     "Braces and environments are balanced, every special character is escaped, nothing is beyond ASCII."
     tables(STUDY, tmp_path)
-    tex = (tmp_path/'t.tex').read_text()
+    comment, _, tex = (tmp_path/'t.tex').read_text().partition('\n')
+    assert comment.startswith('% records: ')
     assert tex.isascii() and tex.count('\\begin{') == tex.count('\\end{')
     assert len(re.findall(r'(?<!\\){', tex)) == len(re.findall(r'(?<!\\)}', tex))
     assert not re.search(r'(?<!\\)[%#_]', tex)
