@@ -91,7 +91,7 @@ def made_from(records)->str:
 
 def named(records)->str:
     "The words by which `read_names` knows the records."
-    return f'records: {", ".join(sorted(r["name"] for r in records))}'
+    return f'records: {", ".join(sorted(r["name"] for r in records))};'
 
 def read_digest(path)->str: # None if there is none
     "The digest of the records that a figure or table was made from."
@@ -100,7 +100,7 @@ def read_digest(path)->str: # None if there is none
 
 def read_names(path)->list:
     "The names of the records that a figure or table was made from."
-    found = re.search(rb'\brecords: ([\w.-]+(, [\w.-]+)*)', Path(path).read_bytes())
+    found = re.search(rb'\brecords: ([\w.-]+(, [\w.-]+)*);', Path(path).read_bytes())
     return found[1].decode().split(', ') if found else []
 
 # %% ../../nbs/study/06_pages.ipynb #80-8d8f5595
