@@ -173,7 +173,8 @@ def write(target, title, description, text, **options):
 
 def listing(target, title, description, entries, text=''):
     "A page that lists others."
-    lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}' for t, where, d in entries]
+    lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}'
+             for t, where, d in entries]
     return write(target, title, description, '\n'.join([text, '', *lines]), search=False)
 
 def shown(study, job, books):
@@ -186,7 +187,8 @@ def shown(study, job, books):
     else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
     files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
     names = ', '.join(f'[{n}](#record-{n})' for n in read_names(origin))
-    program = f'[notebook](../{job.notebook[4:]})' + (f', [as run]({books[job.name]})' if job.name in books else '')
+    program = f'[notebook](../{job.notebook[4:]})'
+    if job.name in books: program += f', [as run]({books[job.name]})'
     parts.append('::: {.origin}\n'
                  f'Made from the records {names} (common digest {read_digest(origin)}) by this {program}. '
                  f'Files: {", ".join(files)}.\n:::')
@@ -213,7 +215,8 @@ def study_pages(name):
             nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}', nb.cells[0].source)
             note = f'as papermill ran it for the study [{name}](../{name}.md)'
             runs.append(stage(nb, f'results/{books[job.name]}', job.notebook, note))
-    shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'), dirs_exist_ok=True)
+    shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'),
+                    dirs_exist_ok=True)
     drawn = [job for job in study.jobs.values() if job.kind == 'figure' and (ROOT/job.outputs[0]).exists()]
     comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1]
     about = comment.split('. ')[0].removesuffix('.') + '.'

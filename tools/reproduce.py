@@ -19,7 +19,9 @@ QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
 # or the C library would give large tensors' memory back after each operation, and clear it anew for the next
 KEEP_MEMORY = {
-    'MALLOC_MMAP_THRESHOLD_': str(4*2**30), 'MALLOC_TRIM_THRESHOLD_': str(16*2**30), 'MALLOC_TOP_PAD_': str(2**28)}
+    'MALLOC_MMAP_THRESHOLD_': str(4*2**30),
+    'MALLOC_TRIM_THRESHOLD_': str(16*2**30),
+    'MALLOC_TOP_PAD_': str(2**28)}
 ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
 
 ANEW = '--anew' # run what committed records stand for, too
@@ -84,7 +86,8 @@ def took_before(study):
         try: record = read_record(ROOT/job.record) if job.record else None
         except MimdetError: continue
         if not record or 'gpu' in record['hardware']: continue
-        if all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')): found[name] = run_seconds(record) + 4
+        if all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')):
+            found[name] = run_seconds(record) + 4
     return found
 
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
@@ -138,8 +141,8 @@ def plan(study, left, cores, elsewhere):
         how = f'by a probe: {training:.3g} (training) and {inference:.3g} (inference) giga multiply-adds a second'
     print(f'{ahead} {span(wall)} on {cores} cores, {how}', flush=True)
     for kind in dict.fromkeys(study.jobs[n].kind for n in left):
-        ours = [n for n in left if study.jobs[n].kind == kind]
-        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(seconds[n] for n in ours))} one after the other', flush=True)
+        ours = [seconds[n] for n in left if study.jobs[n].kind == kind]
+        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(ours))} one after the other', flush=True)
     return seconds, wall
 
 def size(path, made):
