@@ -1,8 +1,10 @@
 """The docs site from the notebooks: `python tools/docs.py [--fast] [--out _docs]`; `make docs` calls this.
 
-Notebooks are shown with their outputs, from the copies in build/executed that `make test` leaves, as long as these hold the notebook's code. Others are run first,
-or, with --fast, shown without outputs. Quarto renders where it is installed, smalldocs elsewhere; what smalldocs makes is then mended to work without network and
-without a server: formulas as MathML, the search index as a script, no fonts from elsewhere. At last every link of every page is followed (tools/check_docs.py)."""
+Notebooks are shown with their outputs, from the copies in build/executed that `make test` leaves, as long as these
+hold the notebook's code. Others are run first, or, with --fast, shown without outputs. Quarto renders where it is
+installed, smalldocs elsewhere; what smalldocs makes is then mended to work without network and without a server:
+formulas as MathML, the search index as a script, no fonts from elsewhere. At last every link of every page is followed
+(tools/check_docs.py)."""
 import argparse, ast, html, json, posixpath, re, shutil, subprocess, sys, time
 from pathlib import Path
 import nbformat, yaml
@@ -20,11 +22,14 @@ NBS, EXECUTED, SOURCE = ROOT/'nbs', ROOT/'build'/'executed', ROOT/'build'/'docs'
 GIT = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}'
 ALWAYS = 'index.ipynb' # shows tables, which change without its code
 ALONE = 'index.ipynb', 'contributing.ipynb' # no part of the library
-PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study' # in reading order, each with an index of its own
+# in reading order, each with an index of its own
+PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study'
 FOLDERS = dict(tutorials='Tutorials', experiments='Experiments', figures='Tables and figures')
 ABOUT = dict(tutorials='The library put to use, from a first look to models and data of your own.',
-             experiments='The programs that papermill runs with the parameters of a profile. As they stand here, they run for a few steps.',
-             figures='The notebooks that draw tables and figures from run records. As they stand here, they draw what the committed records hold.')
+             experiments='The programs that papermill runs with the parameters of a profile. '
+                         'As they stand here, they run for a few steps.',
+             figures='The notebooks that draw tables and figures from run records. '
+                     'As they stand here, they draw what the committed records hold.')
 
 # --- names and links ---
 
@@ -36,7 +41,8 @@ def symbols():
     "Modules and names of the library that mean one thing only, each with its page and anchor."
     found = {}
     for module, names in INDEX['syms'].items():
-        short, page = module.split('.')[-1], next((target.partition('#')[0] for target, _ in names.values()), '')
+        short = module.split('.')[-1]
+        page = next((target.partition('#')[0] for target, _ in names.values()), '')
         if page: found[module] = {page}
         for full, (target, _) in names.items():
             name = full.removeprefix(f'{module}.')
@@ -49,16 +55,20 @@ SYMBOLS = symbols()
 def linked(target, home, place):
     "A link of a notebook in the folder `home` of nbs, as a page in the folder `place` of the site has it."
     path = posixpath.normpath(posixpath.join('nbs', home, target))
-    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path): path = f'results/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
+    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path):
+        path = f'results/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
     elif path.removeprefix('nbs/') in FOLDERS: path = f'{path[4:]}/index.md'
     elif path.startswith('nbs/'): path = placed(path[4:])
     elif not path.startswith('figures/'): return f'{GIT}/{path}'
     return posixpath.relpath(path, place or '.')
 
 def relinked(text, home, place=None):
-    "Markdown as the site has it: links followed to where their targets are, and names of the library linked to their reference."
+    """Markdown as the site has it: links followed to where their targets are, and names of the library linked to their
+    reference."""
     place = home if place is None else place
-    def link(found): return found[0] if not found[2] or re.match(r'[a-z]+:', found[2]) else f'{found[1]}({linked(found[2], home, place)}{found[3] or ""})'
+    def link(found):
+        if not found[2] or re.match(r'[a-z]+:', found[2]): return found[0]
+        return f'{found[1]}({linked(found[2], home, place)}{found[3] or ""})'
     def name(found):
         target = SYMBOLS.get(found[1].removesuffix('()'))
         return f'[{found[0]}]({posixpath.relpath(target, place or ".")})' if target else found[0]
@@ -79,8 +89,11 @@ def executed(path):
 
 def run(paths):
     "Run notebooks and keep their copies."
-    command = [sys.executable, 'tools/test_notebooks.py', '--keep', str(EXECUTED.relative_to(ROOT)), *map(str, paths)]
-    if paths and subprocess.run(command, cwd=ROOT).returncode: raise MimdetError('a notebook failed, see above: mend it, or show it without outputs (make docs FLAGS=--fast)')
+    kept = str(EXECUTED.relative_to(ROOT))
+    command = [sys.executable, 'tools/test_notebooks.py', '--keep', kept, *map(str, paths)]
+    if paths and subprocess.run(command, cwd=ROOT).returncode:
+        raise MimdetError('a notebook failed, see above: '
+                          'mend it, or show it without outputs (make docs FLAGS=--fast)')
 
 def opening(nb):
     "Title, description and what else there is in a notebook's first cell."
@@ -90,7 +103,9 @@ def opening(nb):
 
 def signature(node):
     "How a function or class is called, as Python."
-    if isinstance(node, ast.FunctionDef): return f'{node.name}({ast.unparse(node.args)})' + (f' -> {ast.unparse(node.returns)}' if node.returns else '')
+    if isinstance(node, ast.FunctionDef):
+        returns = f' -> {ast.unparse(node.returns)}' if node.returns else ''
+        return f'{node.name}({ast.unparse(node.args)}){returns}'
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None)
     fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
     return f'{node.name}({re.sub("^self(, )?", "", ast.unparse(init.args)) if init else ", ".join(fields)})'
@@ -102,11 +117,13 @@ def reference(code, module):
     for node in ast.parse(code).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != '_':
             target, file = INDEX['syms'][f'mimdet.{module}'][f'mimdet.{module}.{node.name}']
-            yield (f'### {node.name} {{#{target.partition("#")[2]}}}\n\n::: {{.reference}}\n```python\n{signature(node)}\n```\n\n'
+            yield (f'### {node.name} {{#{target.partition("#")[2]}}}\n\n'
+                   f'::: {{.reference}}\n```python\n{signature(node)}\n```\n\n'
                    f'{ast.get_docstring(node) or ""} [source]({GIT}/{file}#L{lines[node.name]})\n:::')
 
 def visible(output):
-    "Is an output worth a place on the page? Not progress, warnings, the name of a figure, or a widget, which needs a kernel."
+    """Is an output worth a place on the page? Not progress, warnings, the name of a figure, or a widget, which needs a
+    kernel."""
     data = output.get('data', {})
     if output.get('name') == 'stderr' or 'application/vnd.jupyter.widget-view+json' in data: return False
     return 'image/png' in data or not data.get('text/plain', '').startswith('<Figure')
@@ -114,11 +131,13 @@ def visible(output):
 def stage(nb, target, source, note=''):
     "Write a notebook into the site's source; returns its entry for lists."
     home, place, section = posixpath.dirname(source)[4:], posixpath.dirname(target), ''
-    module = next((found[1] for cell in nb.cells if (found := re.match(r'#\| default_exp (\S+)', cell.source))), '')
+    modules = (re.match(r'#\| default_exp (\S+)', cell.source) for cell in nb.cells)
+    module = next((found[1] for found in modules if found), '')
     try: title, description, rest = opening(nb)
     except MimdetError as e: raise MimdetError(f'{source} {e}') from None
     front = yaml.safe_dump(dict(title=title, description=description), allow_unicode=True, width=1000)
-    cells = [new_raw_cell(f'---\n{front}---'), new_markdown_cell(f'[{source}]({GIT}/{source}){{.notebook-source}} {note}\n\n{relinked(rest, home, place)}')]
+    origin = f'[{source}]({GIT}/{source}){{.notebook-source}} {note}'
+    cells = [new_raw_cell(f'---\n{front}---'), new_markdown_cell(f'{origin}\n\n{relinked(rest, home, place)}')]
     for cell in nb.cells[1:]:
         if cell.cell_type == 'markdown':
             section = (re.findall(r'^#+ (.+)$', cell.source, re.M) or [section])[-1]
@@ -129,11 +148,13 @@ def stage(nb, target, source, note=''):
             if 'export' in found and module: cells += map(new_markdown_cell, reference(cell.source, module))
             cell.outputs = [o for o in cell.outputs if visible(o)]
             for o in cell.outputs:
-                if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = relinked(o.data['text/markdown'], home, place)
+                if 'text/markdown' not in o.get('data', {}): continue
+                o.data['text/markdown'] = relinked(o.data['text/markdown'], home, place)
             cell.source = re.sub(r'^#\|(?! *echo).*\n?', '', cell.source, flags=re.M)
             if any('image/png' in o.get('data', {}) for o in cell.outputs):
                 alt = found.get('fig-alt') or f'{title}: {section or description}'
-                cell.source = f'#| fig-alt: {json.dumps(alt, ensure_ascii=False)}\n{cell.source}' # quoted: colons are words here
+                quoted = json.dumps(alt, ensure_ascii=False) # colons are words here
+                cell.source = f'#| fig-alt: {quoted}\n{cell.source}'
         cells.append(cell)
     nb.cells = cells
     for i, cell in enumerate(cells): cell.id = f'c{i}'
@@ -146,12 +167,14 @@ def stage(nb, target, source, note=''):
 def write(target, title, description, text, **options):
     "A page from Markdown; returns its entry for lists."
     (SOURCE/target).parent.mkdir(parents=True, exist_ok=True)
-    (SOURCE/target).write_text(f'---\n{yaml.safe_dump(dict(title=title, description=description, **options), allow_unicode=True, width=1000)}---\n\n{text}\n', encoding='utf-8')
+    front = yaml.safe_dump(dict(title=title, description=description, **options), allow_unicode=True, width=1000)
+    (SOURCE/target).write_text(f'---\n{front}---\n\n{text}\n', encoding='utf-8')
     return title, target, description
 
 def listing(target, title, description, entries, text=''):
     "A page that lists others."
-    lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}' for t, where, d in entries]
+    lines = [f'- [{t}]({posixpath.relpath(where, posixpath.dirname(target) or ".")}): {d}'
+             for t, where, d in entries]
     return write(target, title, description, '\n'.join([text, '', *lines]), search=False)
 
 def shown(study, job, books):
@@ -164,17 +187,22 @@ def shown(study, job, books):
     else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
     files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
     names = ', '.join(f'[{n}](#record-{n})' for n in read_names(origin))
-    program = f'[notebook](../{job.notebook[4:]})' + (f', [as run]({books[job.name]})' if job.name in books else '')
-    parts.append(f'::: {{.origin}}\nMade from the records {names} (common digest {read_digest(origin)}) by this {program}. Files: {", ".join(files)}.\n:::')
+    program = f'[notebook](../{job.notebook[4:]})'
+    if job.name in books: program += f', [as run]({books[job.name]})'
+    parts.append('::: {.origin}\n'
+                 f'Made from the records {names} (common digest {read_digest(origin)}) by this {program}. '
+                 f'Files: {", ".join(files)}.\n:::')
     return '\n\n'.join(parts)
 
 def records(study):
     "A study's run records as a Markdown table."
-    yield '## Records {#records}\n\nEverything above is made from these. SHA-256: the first digits of what each record holds of itself.\n'
+    yield ('## Records {#records}\n\nEverything above is made from these. '
+           'SHA-256: the first digits of what each record holds of itself.\n')
     yield '| record | kind | SHA-256 | date | commit | seconds |\n|---|---|---|---|---|---|'
     for path in sorted((ROOT/study.records).glob('*.json')):
         r = read_record(path)
-        yield (f'| <span id="record-{r["name"]}"></span>[{r["name"]}]({GIT}/{study.records}/{path.name}) | {r["kind"]} | `{r["sha256"][:16]}` | {r["date"][:10]} '
+        yield (f'| <span id="record-{r["name"]}"></span>[{r["name"]}]({GIT}/{study.records}/{path.name}) '
+               f'| {r["kind"]} | `{r["sha256"][:16]}` | {r["date"][:10]} '
                f'| `{r["git"]["commit"][:7]}` | {run_seconds(r):.0f} |')
 
 def study_pages(name):
@@ -185,15 +213,20 @@ def study_pages(name):
             books[job.name] = f'{name}/{job.name}.ipynb'
             nb = nbformat.read(ROOT/job.executed, 4)
             nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}', nb.cells[0].source)
-            runs.append(stage(nb, f'results/{books[job.name]}', job.notebook, f'as papermill ran it for the study [{name}](../{name}.md)'))
-    shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'), dirs_exist_ok=True)
+            note = f'as papermill ran it for the study [{name}](../{name}.md)'
+            runs.append(stage(nb, f'results/{books[job.name]}', job.notebook, note))
+    shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'),
+                    dirs_exist_ok=True)
     drawn = [job for job in study.jobs.values() if job.kind == 'figure' and (ROOT/job.outputs[0]).exists()]
-    comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1].split('. ')[0].removesuffix('.') + '.'
-    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; [jobs](../study/jobs.ipynb) come of it.',
+    comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1]
+    about = comment.split('. ')[0].removesuffix('.') + '.'
+    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; '
+             '[jobs](../study/jobs.ipynb) come of it.',
              *(shown(study, job, books) for job in drawn), '\n'.join(records(study))]
-    if runs: parts.append('## Executed notebooks\n\n' + '\n'.join(f'- [{t}]({where.removeprefix("results/")}): {d}' for t, where, d in runs))
-    else: parts.append(f'## Executed notebooks\n\nNone here: they are not part of the repository. `make reproduce PROFILE={name}` makes them.')
-    return write(f'results/{name}.md', f'Results: {name}', comment, '\n\n'.join(parts))
+    lines = [f'- [{t}]({where.removeprefix("results/")}): {d}' for t, where, d in runs]
+    none = f'None here: they are not part of the repository. `make reproduce PROFILE={name}` makes them.'
+    parts.append('## Executed notebooks\n\n' + ('\n'.join(lines) or none))
+    return write(f'results/{name}.md', f'Results: {name}', about, '\n\n'.join(parts))
 
 # --- the site ---
 
@@ -206,25 +239,32 @@ def make_source():
     for path in sorted(notebooks([NBS])):
         nb, target = executed(path), placed(str(path.relative_to(NBS)))
         note = '' if nb else 'shown without outputs'
-        entries.setdefault(posixpath.dirname(target), []).append(stage(nb or nbformat.read(path, 4), target, str(path.relative_to(ROOT)), note))
+        entry = stage(nb or nbformat.read(path, 4), target, str(path.relative_to(ROOT)), note)
+        entries.setdefault(posixpath.dirname(target), []).append(entry)
     alone = {where: (t, where, d) for t, where, d in entries[''] if where in ALONE}
     parts = [sorted(entries[part], key=lambda entry: Path(entry[1]).name != 'index.ipynb') for part in PARTS]
     lists = {f: listing(f'{f}/index.md', title, ABOUT[f], entries[f]) for f, title in FOLDERS.items()}
     listing('library.md', 'Library', 'The seven parts of the package, in reading order.', [part[0] for part in parts])
     studies = [study_pages(p) for p in profiles(ROOT/'profiles') if p != 'smoke' and (ROOT/'figures'/p).exists()]
-    overview = listing('results/index.md', 'Results', 'Tables and figures of each profile that has been run, with the records they are made from.', studies,
-                       'A profile says which models are trained on what, how often, and at which sample ratios they are evaluated. What is shown was drawn from its run records, nothing else.')
+    overview = listing(
+        'results/index.md', 'Results',
+        'Tables and figures of each profile that has been run, with the records they are made from.', studies,
+        'A profile says which models are trained on what, how often, and at which sample ratios they are evaluated. '
+        'What is shown was drawn from its run records, nothing else.')
     def item(entry): return dict(text=entry[0], href=entry[1])
     def section(entry, *contents): return dict(section=entry[0], href=entry[1], contents=[*map(item, contents)])
     start, contributing = (item(alone[where]) for where in ALONE)
     contents = [start, section(lists['tutorials'], *entries['tutorials']), *(section(*part) for part in parts),
                 section(overview, *studies, lists['experiments'], lists['figures']), contributing]
-    (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(dict(website=dict(sidebar=dict(style='docked', contents=contents))), allow_unicode=True, sort_keys=False))
+    sidebar = dict(website=dict(sidebar=dict(style='docked', contents=contents)))
+    (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(sidebar, allow_unicode=True, sort_keys=False))
 
 def replaced(path, old, new):
     "Replace what must be in a file of smalldocs; a version without it needs another mend."
     text = path.read_text(encoding='utf-8')
-    if text.count(old) != 1: raise MimdetError(f'{path.name} of this smalldocs lacks  {old}: tools/docs.py mends the release that requirements.lock names')
+    if text.count(old) != 1:
+        raise MimdetError(f'{path.name} of this smalldocs lacks  {old}: '
+                          'tools/docs.py mends the release that requirements.lock names')
     path.write_text(text.replace(old, new), encoding='utf-8')
 
 def mathml(found):
@@ -232,8 +272,12 @@ def mathml(found):
     from latex2mathml.converter import convert
     return convert(html.unescape(found[2]), display='block' if found[1] == 'display' else 'inline')
 
-SEARCH = {'const r = await fetch(offset + "search.json");': "await new Promise((done) => Object.assign(document.head.appendChild(document.createElement('script')), { onload: done, src: offset + 'search.js' }));",
-          'index = await r.json();': 'index = window.searchIndex;', 'fuse ? fuse.search(q, { limit }).map((h) => h.item)': 'fuse ? window.ranked(index, q, limit)'}
+SEARCH = {
+    'const r = await fetch(offset + "search.json");':
+        "await new Promise((done) => Object.assign(document.head.appendChild(document.createElement('script')), "
+        "{ onload: done, src: offset + 'search.js' }));",
+    'index = await r.json();': 'index = window.searchIndex;',
+    'fuse ? fuse.search(q, { limit }).map((h) => h.item)': 'fuse ? window.ranked(index, q, limit)'}
 
 def render_smalldocs(out):
     "The site by smalldocs, mended to work from a disk without network; returns complaints."
@@ -245,27 +289,35 @@ def render_smalldocs(out):
         site.build()
     except (BuildError, ConfigError) as e: raise MimdetError(f'smalldocs: {e}') from None
     for path in out.rglob('*.html'):
-        text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, path.read_text(encoding='utf-8'), flags=re.S)
+        text = path.read_text(encoding='utf-8')
+        text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, text, flags=re.S)
         path.write_text(re.sub(r'<(link|script)[^>]*katex[^>]*>(</script>)?', '', text), encoding='utf-8')
     for path in (out/'site_libs').rglob('*.css'):
         text = path.read_text(encoding='utf-8')
-        if 'googleapis' in text: path.write_text(re.sub(r'@import url\([^)]*googleapis[^)]*\);?', '', text), encoding='utf-8')
+        without = re.sub(r'@import url\([^)]*googleapis[^)]*\);?', '', text)
+        if 'googleapis' in text: path.write_text(without, encoding='utf-8')
     script = out/'site_libs'/'smalldocs.js'
     for old, new in SEARCH.items(): replaced(script, old, new)
-    (out/'search.js').write_text(f'window.searchIndex = {(out/"search.json").read_text(encoding="utf-8")}\n{(NBS/"assets"/"search.js").read_text()}', encoding='utf-8')
+    index, ranked = (out/'search.json').read_text(encoding='utf-8'), (NBS/'assets'/'search.js').read_text()
+    (out/'search.js').write_text(f'window.searchIndex = {index}\n{ranked}', encoding='utf-8')
     return site.warnings
 
 def render_quarto(out):
     "The site by Quarto; returns complaints."
-    return ['quarto failed, see above']*(subprocess.run(['quarto', 'render', str(SOURCE), '-M', 'html-math-method:mathml', '--output-dir', str(out)]).returncode != 0)
+    command = ['quarto', 'render', str(SOURCE), '-M', 'html-math-method:mathml', '--output-dir', str(out)]
+    return ['quarto failed, see above'] if subprocess.run(command).returncode else []
 
 RENDERERS = dict(quarto=render_quarto, smalldocs=render_smalldocs)
 
 def main():
     parser = argparse.ArgumentParser(description='Make the docs site.')
-    parser.add_argument('--fast', action='store_true', help='run no notebook but the start page; those without a fresh copy in build/executed are shown without outputs')
-    parser.add_argument('--renderer', choices=RENDERERS, default='quarto' if shutil.which('quarto') else 'smalldocs', help='default: quarto where it is installed')
-    parser.add_argument('--out', type=lambda p: Path(p).resolve(), default=ROOT/'_docs', help='folder of the site (default: _docs)')
+    parser.add_argument('--fast', action='store_true',
+                        help='run no notebook but the start page; '
+                             'those without a fresh copy in build/executed are shown without outputs')
+    parser.add_argument('--renderer', choices=RENDERERS, default='quarto' if shutil.which('quarto') else 'smalldocs',
+                        help='default: quarto where it is installed')
+    parser.add_argument('--out', type=lambda p: Path(p).resolve(), default=ROOT/'_docs',
+                        help='folder of the site (default: _docs)')
     args = parser.parse_args()
     started = time.time()
     run([p for p in notebooks([NBS]) if p == NBS/ALWAYS or not args.fast and not executed(p)])
@@ -273,7 +325,8 @@ def main():
     complaints = [*RENDERERS[args.renderer](args.out), *check(args.out)]
     for line in complaints: print('FAIL ', line)
     if complaints: sys.exit(f'{len(complaints)} complaints')
-    print(f'{args.out}: {len(list(args.out.rglob("*.html")))} pages in {time.time() - started:.0f} s; open {args.out/"index.html"}, or make docs-serve')
+    pages, seconds = len(list(args.out.rglob('*.html'))), time.time() - started
+    print(f'{args.out}: {pages} pages in {seconds:.0f} s; open {args.out/"index.html"}, or make docs-serve')
 
 if __name__ == '__main__':
     with complaining('docs'): main()

@@ -1,6 +1,8 @@
-"""Run a profile's jobs and show what came out: `python tools/reproduce.py quick [--target table2] [--cores all] [more options of snakemake]`.
+"""Run a profile's jobs and show what came out:
+`python tools/reproduce.py quick [--target table2] [--cores all] [more options of snakemake]`.
 
-Before: how many runs there are and how long they will take, and which files are missing. While it runs: what is done, and what is left.
+Before: how many runs there are and how long they will take, and which files are missing.
+While it runs: what is done, and what is left.
 A run that fails does not stop the others; at the end it is named with its log."""
 import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
@@ -8,14 +10,18 @@ from datetime import timedelta
 from pathlib import Path
 from mimdet.base.core import MimdetError, complaining, hardware
 from mimdet.study.records import read_record, run_seconds
-from mimdet.study.plan import AUTHORS, OVERHEAD, RATES, disk, estimate, gpu_hours, gpu_rates, probe, rates_before, schedule, work
+from mimdet.study.plan import AUTHORS, OVERHEAD, RATES, disk, estimate, gpu_hours, gpu_rates
+from mimdet.study.plan import probe, rates_before, schedule, work
 from mimdet.study.jobs import asked, inputs, missing, read_study, recorded, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
-KEEP_MEMORY = { # or the C library would give large tensors' memory back after each operation, and clear it anew for the next
-    'MALLOC_MMAP_THRESHOLD_': str(4*2**30), 'MALLOC_TRIM_THRESHOLD_': str(16*2**30), 'MALLOC_TOP_PAD_': str(2**28)}
+# or the C library would give large tensors' memory back after each operation, and clear it anew for the next
+KEEP_MEMORY = {
+    'MALLOC_MMAP_THRESHOLD_': str(4*2**30),
+    'MALLOC_TRIM_THRESHOLD_': str(16*2**30),
+    'MALLOC_TOP_PAD_': str(2**28)}
 ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
 
 ANEW = '--anew' # run what committed records stand for, too
@@ -24,7 +30,8 @@ def command(profile, target, cores, *options):
     # snakemake's own lock outlives a killed run; ours does not
     settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options)
     options = [option for option in options if option != ANEW]
-    return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-going', '--cores', str(cores), *options, '--', target]
+    return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-going',
+            '--cores', str(cores), *options, '--', target]
 
 def visible_gpus():
     "The names by which CUDA knows the GPUs that it may use; none without a driver."
@@ -38,30 +45,36 @@ def on_this_machine(study, names):
     "Options and environment that share out the GPUs among runs. Raises `MimdetError` if one needs more than there are."
     there = visible_gpus()
     for job in (study.jobs[n] for n in names):
-        if job.gpus > max(1, len(there)): raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {len(there)}: set train.common.gpus in profiles/{study.profile}.yaml, or run it on a cluster (profiles/slurm)')
+        if job.gpus > max(1, len(there)):
+            raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {len(there)}: '
+                              f'set train.common.gpus in profiles/{study.profile}.yaml, '
+                              'or run it on a cluster (profiles/slurm)')
     if not there: return [], {}
     at_once = study.gpu_share if MPS else min(study.gpu_share, WITHOUT_MPS)
-    return ['--resources', f'gpu_places={len(there)*study.gpu_share}', f'gpu_runs={len(there)*at_once}'], dict(MIMDET_GPUS=','.join(there))
+    limits = ['--resources', f'gpu_places={len(there)*study.gpu_share}', f'gpu_runs={len(there)*at_once}']
+    return limits, dict(MIMDET_GPUS=','.join(there))
 
 MPS = shutil.which('nvidia-cuda-mps-control')
 WITHOUT_MPS = 3 # runs that share a GPU where they have to take turns on it
 
 @contextmanager
 def sharing(study, on_gpus):
-    """The environment in which runs share a GPU side by side: CUDA's multi-process service, begun here and ended, with its own folder.
-    No setting of the card is touched. Where it is not installed, or nothing is shared: nothing."""
+    """The environment in which runs share a GPU side by side: CUDA's multi-process service, begun here and ended,
+    with its own folder. No setting of the card is touched. Where it is not installed, or nothing is shared: nothing."""
     if not (MPS and on_gpus and study.gpu_share > 1): return (yield {})
     with tempfile.TemporaryDirectory(prefix='mps') as folder: # short, since it holds sockets
         own = dict(CUDA_MPS_PIPE_DIRECTORY=f'{folder}/pipe', CUDA_MPS_LOG_DIRECTORY=f'{folder}/log')
         for path in own.values(): os.mkdir(path)
         begun = subprocess.run([MPS, '-d'], env=os.environ | own, capture_output=True, text=True)
-        if begun.returncode: print(f'{MPS} does not start ({begun.stderr.strip()}): runs take turns on the GPU', flush=True)
+        if begun.returncode:
+            print(f'{MPS} does not start ({begun.stderr.strip()}): runs take turns on the GPU', flush=True)
         try: yield {} if begun.returncode else own
         finally: subprocess.run([MPS], input='quit\n', env=os.environ | own, capture_output=True, text=True)
 
 def waiting(study, *call):
     "The jobs that snakemake would run."
-    done = subprocess.run(command(study.profile, *call, '--dry-run', '--quiet', 'host'), cwd=ROOT, capture_output=True, text=True)
+    dry = command(study.profile, *call, '--dry-run', '--quiet', 'host')
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True)
     if done.returncode: sys.exit(done.stderr.strip() or done.stdout.strip())
     listed = re.findall(r'^(\S+) +1$', done.stdout + done.stderr, re.M)
     return [name for name in study.jobs if name in listed]
@@ -72,7 +85,9 @@ def took_before(study):
     for name, job in study.jobs.items():
         try: record = read_record(ROOT/job.record) if job.record else None
         except MimdetError: continue
-        if record and all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')) and 'gpu' not in record['hardware']: found[name] = run_seconds(record) + 4
+        if not record or 'gpu' in record['hardware']: continue
+        if all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')):
+            found[name] = run_seconds(record) + 4
     return found
 
 def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
@@ -82,16 +97,20 @@ def needs(study, left, hours):
     rows = [n for n in asked(study, 'table1') if n in hours] if 'table1' in targets(study) else []
     if rows:
         models = {study.jobs[n].parameters['model'] for n in rows if study.jobs[n].kind == 'train'}
-        print(f"  the paper's own rows alone (TARGET=table1): {len(models)} models, about {sum(hours[n] for n in rows):.3g} GPU hours")
+        total = sum(hours[n] for n in rows)
+        print(f"  the paper's own rows alone (TARGET=table1): {len(models)} models, about {total:.3g} GPU hours")
     for gpu, rate in gpu_rates(ROOT).items():
-        on = lambda names: sum(work(study, study.jobs[n]) for n in names)/rate/3600
-        print(f'  on {gpu}: about {on(hours):.3g} GPU hours' + (f", {on(rows):.3g} for the paper's own rows" if rows else ''))
+        def on_gpu(names): return sum(work(study, study.jobs[n]) for n in names)/rate/3600
+        alone = f", {on_gpu(rows):.3g} for the paper's own rows" if rows else ''
+        print(f'  on {gpu}: about {on_gpu(hours):.3g} GPU hours{alone}')
     kept, running = disk(study, left)
-    print(f'  disk: {kept/1e9:.3g} GB of weights stay; the largest training writes {running/1e9:.3g} GB more while it runs')
+    print(f'  disk: {kept/1e9:.3g} GB of weights stay; '
+          f'the largest training writes {running/1e9:.3g} GB more while it runs')
     largest = {n: memory(study, n) for n in left if study.jobs[n].kind == 'train'}
     if largest:
         name = max(largest, key=largest.get)
-        print(f'  memory: about {largest[name]/1e9:.0f} GB on each GPU for {name}, estimated; where it does not fit, activations are computed twice')
+        print(f'  memory: about {largest[name]/1e9:.0f} GB on each GPU for {name}, estimated; '
+              'where it does not fit, activations are computed twice')
 
 def memory(study, name):
     "Bytes that a training takes on each of its GPUs."
@@ -103,9 +122,10 @@ def memory(study, name):
 def plan(study, left, cores, elsewhere):
     "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
     known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in RATES]
+    ahead = f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about'
     if elsewhere or any(study.jobs[n].gpus > 1 for n in left):
         hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
-        print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
+        print(f'{ahead} {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
               f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
         needs(study, left, hours)
         seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
@@ -115,18 +135,22 @@ def plan(study, left, cores, elsewhere):
     if probed: rates = probe(study)
     seconds = estimate(study, left, rates, known)
     wall = schedule(study, seconds, cores)
-    how = f'by a probe: {rates["train"]/1e9:.3g} (training) and {rates["forward"]/1e9:.3g} (inference) giga multiply-adds a second' if probed else 'by what was done before on such a machine'
-    print(f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about {span(wall)} on {cores} cores, {how}', flush=True)
+    how = 'by what was done before on such a machine'
+    if probed:
+        training, inference = (rates[kind]/1e9 for kind in ('train', 'forward'))
+        how = f'by a probe: {training:.3g} (training) and {inference:.3g} (inference) giga multiply-adds a second'
+    print(f'{ahead} {span(wall)} on {cores} cores, {how}', flush=True)
     for kind in dict.fromkeys(study.jobs[n].kind for n in left):
-        ours = [n for n in left if study.jobs[n].kind == kind]
-        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(seconds[n] for n in ours))} one after the other', flush=True)
+        ours = [seconds[n] for n in left if study.jobs[n].kind == kind]
+        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(ours))} one after the other', flush=True)
     return seconds, wall
 
 def size(path, made):
     "How large a file is, or who makes it."
     path = Path(path)
     if not path.exists(): return 'made by an earlier job' if str(path) in made else 'missing'
-    return f'folder of {sum(1 for _ in path.iterdir())} files' if path.is_dir() else f'{path.stat().st_size/2**20:.1f} MB'
+    if path.is_dir(): return f'folder of {sum(1 for _ in path.iterdir())} files'
+    return f'{path.stat().st_size/2**20:.1f} MB'
 
 def tell(study, names):
     "Each command with its parameters and files, and what it takes."
@@ -138,16 +162,23 @@ def tell(study, names):
         for file in job.outputs: print(f'  writes  {file}')
         if job.kind == 'train':
             r = study.models[job.parameters['model']]['built']
-            print(f'  takes   {r.iterations} iterations of {r.batch} images up to {max(r.short_edges)} x {r.max_size} pixels, {r.epochs:g} passes over {r.images:,} images')
-        if job.gpus: print(f'  needs   {job.gpus} GPUs, {gpu_hours(study, job):.0f} GPU hours if they are like those of the authors')
+            print(f'  takes   {r.iterations} iterations of {r.batch} images '
+                  f'up to {max(r.short_edges)} x {r.max_size} pixels, '
+                  f'{r.epochs:g} passes over {r.images:,} images')
+        if job.gpus:
+            hours = gpu_hours(study, job)
+            print(f'  needs   {job.gpus} GPUs, {hours:.0f} GPU hours if they are like those of the authors')
 
 class Progress(threading.Thread):
     "Tells each time a job is done how many are left, and for how long at the pace so far."
     def __init__(self, study, seconds, wall):
         super().__init__(daemon=True)
-        self.study, self.seconds, self.wall, self.started, self.over = study, seconds, wall, time.time(), threading.Event()
+        self.study, self.seconds, self.wall = study, seconds, wall
+        self.started, self.over = time.time(), threading.Event()
 
-    def done(self): return [n for n in self.seconds if (f := ROOT/self.study.jobs[n].executed).exists() and f.stat().st_mtime >= self.started]
+    def done(self):
+        files = {n: ROOT/self.study.jobs[n].executed for n in self.seconds}
+        return [n for n, file in files.items() if file.exists() and file.stat().st_mtime >= self.started]
 
     def run(self):
         told = []
@@ -155,8 +186,10 @@ class Progress(threading.Thread):
             if len(done := self.done()) == len(told): continue
             told, gone = done, time.time() - self.started
             share = sum(self.seconds[n] for n in done)/sum(self.seconds.values())
-            whole = gone + (1 - share)*self.wall # gone/share and what was planned, weighted: the pace so far is trusted the more, the more is done
-            print(f'[{len(done)} of {len(self.seconds)} jobs done, {span(gone)} gone, about {span((1 - share)*whole)} to go]', flush=True)
+            # gone/share and what was planned, weighted: the pace so far is trusted the more, the more is done
+            whole = gone + (1 - share)*self.wall
+            counts, ahead = f'{len(done)} of {len(self.seconds)} jobs done', span((1 - share)*whole)
+            print(f'[{counts}, {span(gone)} gone, about {ahead} to go]', flush=True)
 
 def failures(study, left, since):
     "Where the logs of the runs that failed are."
@@ -169,7 +202,9 @@ def show(study, target):
     names = targets(study).get(target, [target]) if target != 'all' else ['table_main', 'table_ratio']
     for table in (folder/f'{n}.md' for n in names if n.startswith('table')):
         if table.exists(): print('\n' + table.read_text().partition('\n## ')[0])
-    if folder.exists(): print(f'Tables and figures: {folder}\n  ' + '\n  '.join(sorted(p.name for p in folder.glob('*'))))
+    if folder.exists():
+        files = sorted(p.name for p in folder.glob('*'))
+        print(f'Tables and figures: {folder}\n  ' + '\n  '.join(files))
 
 def complain(study, absent):
     for file in absent: print(f'missing: {file}', file=sys.stderr)
@@ -182,7 +217,9 @@ def main(profile, target, cores, dry, options, lock):
     if absent and not dry: complain(study, absent)
     left = needed if absent else waiting(study, *call)
     taken = [] if ANEW in options else sorted(recorded(study, ROOT))
-    if taken: print(f'profile {profile}: {len(taken)} of {len(study.jobs)} jobs are done by their committed records ({ANEW} runs them again)')
+    if taken:
+        print(f'profile {profile}: {len(taken)} of {len(study.jobs)} jobs are done by their committed records '
+              f'({ANEW} runs them again)')
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
     seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)
@@ -192,28 +229,36 @@ def main(profile, target, cores, dry, options, lock):
     progress = Progress(study, seconds, wall)
     with sharing(study, environment) as shared:
         environment = os.environ | KEEP_MEMORY | environment | shared
-        running = subprocess.Popen(command(profile, *call, *limits, *QUIET), cwd=ROOT, env=environment, pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
+        running = subprocess.Popen(
+            command(profile, *call, *limits, *QUIET), cwd=ROOT, env=environment,
+            pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
         progress.start()
         try: code = running.wait()
         except KeyboardInterrupt: # snakemake was told too: let it put its house in order
             running.wait()
             sys.exit('interrupted: call again to go on')
         progress.over.set()
-    print(f'{len(progress.done())} of {len(left)} jobs done in {span(time.time() - progress.started)} (estimated: {span(wall)})')
-    for name, log in failures(study, left, progress.started).items(): print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
-    if code: sys.exit(f'not all of profile {profile} was made: mend what failed and call again, what is done stays done')
+    took = span(time.time() - progress.started)
+    print(f'{len(progress.done())} of {len(left)} jobs done in {took} (estimated: {span(wall)})')
+    for name, log in failures(study, left, progress.started).items():
+        print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
+    if code:
+        sys.exit(f'not all of profile {profile} was made: '
+                 'mend what failed and call again, what is done stays done')
     show(study, target)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Run a profile.')
     parser.add_argument('profile')
-    parser.add_argument('--target', default='all', help='a stage (data, pretrain, train, evaluate, cost), table1 to table4, figures, or a job')
+    parser.add_argument('--target', default='all',
+                        help='a stage (data, pretrain, train, evaluate, cost), table1 to table4, figures, or a job')
     parser.add_argument('--cores', default='all')
     args, options = parser.parse_known_args()
     lock = ROOT/'.snakemake'/'reproduce.lock'
     lock.parent.mkdir(exist_ok=True)
     with lock.open('w') as alone, complaining('reproduce'):
         try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
+        except BlockingIOError:
+            sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
         dry = bool(DRY & {*options})
         main(args.profile, args.target, args.cores, dry, [o for o in options if o not in DRY], alone)
