@@ -123,6 +123,5 @@ def sampling_agreement(
     return dict(seeds=samplings,
                 always=(times == samplings).mean().item(),
                 sometimes=((times > 0) & (times < samplings)).mean().item(),
-                never=(times == 0).mean().item(),
-                score_sd=scores.std(0, ddof=1).mean().item(),
+                never=(times == 0).mean().item(), score_sd=scores.std(0, ddof=1).mean().item(),
                 found_sd=found.mean(1).std(ddof=1).item())
