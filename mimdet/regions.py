@@ -46,6 +46,7 @@ def _waits(operation, arguments):
     by_mask = any(index is not None and index.dtype == torch.bool for index in arguments[1])
     return by_mask and (name == 'index' or arguments[2].numel() > 1) # a single number needs no positions
 
+# %% ../nbs/method/07_regions.ipynb #7e61000002
 class _Lists(TorchFunctionMode):
     "Tells of each `tolist`, which on a CPU is no operation."
     def __init__(self, found):
@@ -55,6 +56,7 @@ class _Lists(TorchFunctionMode):
         if function is torch.Tensor.tolist: self.found()
         return function(*arguments, **(named or {}))
 
+# %% ../nbs/method/07_regions.ipynb #7e61000004
 class Waits(TorchDispatchMode):
     "Counts in `places`, as 'file:line', where the host would wait for a GPU inside the block."
     def __init__(self):
@@ -139,6 +141,7 @@ def suppress_in_rounds(
         for _ in range(8): before, stays = stays, (stays @ over == 0).to(kind)*usable[:, None]
     return stays[:, 0] > 0
 
+# %% ../nbs/method/07_regions.ipynb #7e61000007
 def suppress_one_by_one(boxes, usable, threshold):
     "The same by torchvision, group after group: faster on a CPU."
     stays = torch.zeros_like(usable)
@@ -245,6 +248,7 @@ def decode_best(
     return (torch.stack([F.pad(own, (0, 0, 0, count)) for own, count in zip(boxes, empty)]),
             torch.stack([F.pad(score, (0, count)) for score, count in zip(scores, empty)]))
 
+# %% ../nbs/method/07_regions.ipynb #7e61000009
 def find_top_rpn_proposals(
     boxes,            # (L, B, K, 4), from `decode_best`
     scores,           # (L, B, K)
@@ -358,6 +362,16 @@ class Sampled(Instances):
     @property
     def objects(self): return self[:self._count]
 
+# %% ../nbs/method/07_regions.ipynb #7e6100000b
+def _regions(proposals, targets, matches, classes, count):
+    "The proposals with what they should become. In an image without objects that is nothing but background."
+    fields = proposals.get_fields() | dict(gt_classes=classes)
+    if len(targets):
+        for name, value in targets.get_fields().items():
+            if not name.startswith('gt_') or name in fields: continue
+            fields[name] = MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches]
+    return Sampled(proposals.image_size, count, **fields)
+
 # %% ../nbs/method/07_regions.ipynb #38-bfe8e605
 class StandardROIHeads(roi_heads.StandardROIHeads):
     "detectron2's heads, which draw the regions of all images at once."
@@ -388,15 +402,6 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
         objects = [regions.objects for regions in instances]
         levels, boxes = [features[f] for f in self.mask_in_features], [own.proposal_boxes for own in objects]
         return self.mask_head(self.mask_pooler(levels, boxes), objects)
-
-def _regions(proposals, targets, matches, classes, count):
-    "The proposals with what they should become. In an image without objects that is nothing but background."
-    fields = proposals.get_fields() | dict(gt_classes=classes)
-    if len(targets):
-        for name, value in targets.get_fields().items():
-            if not name.startswith('gt_') or name in fields: continue
-            fields[name] = MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches]
-    return Sampled(proposals.image_size, count, **fields)
 
 # %% ../nbs/method/07_regions.ipynb #40-93732d3b
 def fast_rcnn_inference(

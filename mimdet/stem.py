@@ -39,6 +39,7 @@ class StemFeatures(NamedTuple):
     c3: torch.Tensor # (B, D/2, H/8, W/8)
     features: torch.Tensor # (B, D, H/16, W/16)
 
+# %% ../nbs/method/02_stem.ipynb #57e4000002
 class ConvStem(nn.Module):
     "Convolutional stem (paper, section 3.2): strides 2, 4, 8, 16."
     def __init__(self,
