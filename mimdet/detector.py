@@ -293,5 +293,6 @@ def draw(
     with literal_text(class_names) as families:
         canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
         drawn = canvas.draw_instance_predictions(shown)
-        for text in drawn.ax.texts: text.set_fontfamily(families) # detectron2 asks for any font without serifs
+        for text in drawn.ax.texts:
+            text.set_fontfamily(families) # detectron2 asks for any font without serifs
         return drawn.get_image()

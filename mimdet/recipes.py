@@ -83,13 +83,16 @@ class Recipe:
 
     def __post_init__(self):
         for field in ('images', 'epochs', 'batch', 'base_lr'):
-            if not getattr(self, field) > 0: raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
+            if not getattr(self, field) > 0:
+                raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
         if self.backbone not in BACKBONES:
             raise MimdetError(f'unknown backbone {self.backbone!r}; there are {", ".join(BACKBONES)}')
         for field, allowed in dict(decoder_rate=DECODER_RATES, mae_stem=MAE_STEMS).items():
             value = getattr(self, field)
-            if value not in allowed: raise MimdetError(f'unknown {field}={value!r}; there are {", ".join(allowed)}')
-        if self.decoder_depth < 0: raise MimdetError(f'decoder_depth={self.decoder_depth} cannot be negative')
+            if value not in allowed:
+                raise MimdetError(f'unknown {field}={value!r}; there are {", ".join(allowed)}')
+        if self.decoder_depth < 0:
+            raise MimdetError(f'decoder_depth={self.decoder_depth} cannot be negative')
 
     @property
     def kind(self): return BACKBONES[self.backbone]
@@ -167,7 +170,8 @@ def _recipe(name, size, design, **changes):
 def _rows():
     for size in SIZES:
         if size != 'large': yield _recipe(f'mimdet_{size}_v1_sr0.25_3x', size, 'v1', sample_ratio=0.25)
-        if size == 'base': yield _recipe('mimdet_base_v1_sr0.25_3x_bs16', size, 'v1', sample_ratio=0.25, batch=16)
+        if size == 'base':
+            yield _recipe('mimdet_base_v1_sr0.25_3x_bs16', size, 'v1', sample_ratio=0.25, batch=16)
         for design in ('v1', 'v2'): yield _recipe(f'mimdet_{size}_{design}_sr0.5_3x', size, design)
         if size != 'large':
             for epochs in (25, 50, 100):
@@ -214,7 +218,8 @@ def _bottom_up(r):
 def _pyramid(r):
     pyramid = _call('detectron2.modeling.backbone.fpn.FPN', bottom_up=_bottom_up(r),
                     in_features=['c2', 'c3', 'c4', 'c5'][:r.levels], out_channels=r.channels, norm='BN')
-    if r.extra_level: pyramid |= dict(top_block=_call('detectron2.modeling.backbone.fpn.LastLevelMaxPool'))
+    if r.extra_level:
+        pyramid |= dict(top_block=_call('detectron2.modeling.backbone.fpn.LastLevelMaxPool'))
     return pyramid
 
 # %% ../nbs/method/10_recipes.ipynb #c5e1a00006

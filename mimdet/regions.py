@@ -91,7 +91,8 @@ def to_device(
     if isinstance(value, torch.Tensor): return send(value, device)
     if isinstance(value, dict): return {name: to_device(own, device) for name, own in value.items()}
     if isinstance(value, list): return [to_device(own, device) for own in value]
-    if isinstance(value, Instances): return Instances(value.image_size, **to_device(value.get_fields(), device))
+    if isinstance(value, Instances):
+        return Instances(value.image_size, **to_device(value.get_fields(), device))
     if isinstance(value, (Boxes, BitMasks)): return type(value)(to_device(value.tensor, device))
     return value
 
@@ -159,7 +160,8 @@ def suppress_by_group(
 ):                   # positions of those that stay, the best first
     "Non-maximum suppression in groups of any size."
     many = 25_000 if boxes.is_cuda else 1000
-    if len(boxes) > many: return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
+    if len(boxes) > many:
+        return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
     if not len(boxes): return groups
     boxes = boxes.double()
     return nms(boxes + (boxes.max() + 1)*groups[:, None], scores.double(), threshold)

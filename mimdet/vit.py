@@ -65,10 +65,12 @@ class GridCache:
     ): self.make, self.kept, self.results = make, kept, OrderedDict()
 
     def __call__(self, parameter, *shape):
-        if parameter.is_inference() or torch.compiler.is_compiling(): return self.make(parameter, *shape)
+        if parameter.is_inference() or torch.compiler.is_compiling():
+            return self.make(parameter, *shape)
         key = shape, parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version
         if key not in self.results:
-            with torch.inference_mode(False), torch.no_grad(): self.results[key] = self.make(parameter, *shape)
+            with torch.inference_mode(False), torch.no_grad():
+                self.results[key] = self.make(parameter, *shape)
             if len(self.results) > self.kept: self.results.popitem(last=False)
         self.results.move_to_end(key)
         return self.results[key]

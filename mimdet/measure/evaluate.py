@@ -105,7 +105,8 @@ def _by_hotcoco(coco, results, kinds, image_ids):
 EVALUATORS = dict(hotcoco=_by_hotcoco, pycocotools=_by_pycocotools)
 
 def _check_evaluator(name):
-    if name not in EVALUATORS: raise MimdetError(f'unknown evaluator {name!r}; there are {", ".join(EVALUATORS)}')
+    if name not in EVALUATORS:
+        raise MimdetError(f'unknown evaluator {name!r}; there are {", ".join(EVALUATORS)}')
 
 # %% ../../nbs/measure/02_evaluate.ipynb #12-1d2e3f07
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl') # the first six of the summary
@@ -139,7 +140,8 @@ def average_precisions(
     coco, results, image_ids = _in_the_clean_form(source, results, image_ids)
     known = {image['id'] for image in coco['images']}
     stray = next((r['image_id'] for r in results if r['image_id'] not in known), None)
-    if stray is not None: raise MimdetError(f'the results name image {stray!r}, which is not in the annotations')
+    if stray is not None:
+        raise MimdetError(f'the results name image {stray!r}, which is not in the annotations')
     chosen = known if image_ids is None else known.intersection(image_ids)
     names = [*labels(sorted((category['id'], category['name']) for category in coco['categories'])).values()]
     evaluated = EVALUATORS[evaluator](coco, results, kinds, chosen)
