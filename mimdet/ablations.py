@@ -25,7 +25,8 @@ class StemBackbone(Pyramid):
     ):
         super().__init__(dim//4, dim//2, decoder_dim, decoder_dim)
         self.encoder = nn.ModuleDict(dict(patch_embed=ConvStem(dim)))
-        self.decoder = nn.ModuleDict(dict(conv_feat_proj=nn.Linear(dim, decoder_dim), decoder_norm=nn.LayerNorm(decoder_dim, eps=norm_eps)))
+        self.decoder = nn.ModuleDict(dict(conv_feat_proj=nn.Linear(dim, decoder_dim),
+                                          decoder_norm=nn.LayerNorm(decoder_dim, eps=norm_eps)))
         init_weights(self.decoder)
 
     def parts(self): return dict(stem=[self.encoder.patch_embed], encoder=[], decoder=[*self.decoder.values()])
@@ -51,7 +52,8 @@ class PatchifyBackbone(MIMDetBackbone):
         super().__init__(dim, decoder_dim=decoder_dim, **more)
         def upsampling(width, to): return nn.ConvTranspose2d(width, to, 2, stride=2)
         quarter = dim//4
-        c2 = nn.Sequential(upsampling(decoder_dim, quarter), GroupNorm(1, quarter, eps=1e-6), nn.GELU(), upsampling(quarter, quarter))
+        c2 = nn.Sequential(upsampling(decoder_dim, quarter), GroupNorm(1, quarter, eps=1e-6), nn.GELU(),
+                           upsampling(quarter, quarter))
         self.upsample = nn.ModuleDict(dict(c2=c2, c3=upsampling(decoder_dim, dim//2)))
 
     def stem(self, dim): return patch_embedding(dim)

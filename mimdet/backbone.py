@@ -53,13 +53,16 @@ class MIMDetBackbone(Pyramid):
     ):
         super().__init__(dim//4, dim//2, decoder_dim, decoder_dim)
         self.sample_ratio, checkpointing = check_ratio(sample_ratio), checkpointing is True
-        self.encoder = Encoder(self.stem(dim), dim, depth, heads, img_size, drop_path, norm_eps, checkpointing=checkpointing)
-        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, norm_eps, fill, checkpointing)
+        self.encoder = Encoder(self.stem(dim), dim, depth, heads, img_size,
+                               drop_path, norm_eps, checkpointing=checkpointing)
+        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size,
+                               norm_eps, fill, checkpointing)
 
     def stem(self, dim): return ConvStem(dim)
 
     def parts(self):
-        return dict(stem=[self.encoder.patch_embed], encoder=[*self.encoder.blocks, self.encoder.norm], decoder=[self.decoder])
+        encoder = self.encoder
+        return dict(stem=[encoder.patch_embed], encoder=[*encoder.blocks, encoder.norm], decoder=[self.decoder])
 
     def forward(self,
         images:ImageList, # padded batch (B, 3, H, W), normalised, with the size of each image

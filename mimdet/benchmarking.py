@@ -47,6 +47,7 @@ def spread(
     "The number of each pair of tokens."
     return table.T[:, index][None].to(dtype).contiguous()
 
+# %% ../nbs/method/06_benchmarking.ipynb #b6e4c00002
 class RelativePositionBias(nn.Module):
     "A learned number for each head and each offset between two tokens of a square; constant, and kept, in evaluation."
     def __init__(self,
@@ -108,12 +109,16 @@ class BenchmarkingViT(Pyramid):
         train_positions:bool=False, # let the position embedding learn, as the authors do
     ):
         super().__init__(dim, dim, dim, dim)
-        if depth % 4: raise MimdetError(f'{depth=} must be a multiple of 4: each quarter of the blocks makes a level')
-        if img_size % (STRIDE*window_size): raise MimdetError(f'{img_size=} must be a multiple of {STRIDE}*{window_size=}: windows must fill the image')
+        if depth % 4:
+            raise MimdetError(f'{depth=} must be a multiple of 4: each quarter of the blocks makes a level')
+        if img_size % (STRIDE*window_size):
+            raise MimdetError(f'{img_size=} must be a multiple of {STRIDE}*{window_size=}: '
+                              'windows must fill the image')
         side = img_size//STRIDE
         self.img_size, self.checkpointing = img_size, checkpointing is True # training decides what `auto` means
         self.patch_embed = PatchEmbed(img_size, STRIDE, 3, dim)
-        self.pos_embed = nn.Parameter(sincos_positions(dim, side, side).roll(dim//2, 1)[None], requires_grad=train_positions) # rows first
+        positions = sincos_positions(dim, side, side).roll(dim//2, 1) # rows first
+        self.pos_embed = nn.Parameter(positions[None], requires_grad=train_positions)
         self.blocks = blocks(dim, depth, heads, 1e-6, drop_path, WindowBlock)
         self.windowed_rel_pos_bias = RelativePositionBias(window_size, heads)
         self.global_rel_pos_bias = RelativePositionBias(side, heads)
@@ -130,7 +135,9 @@ class BenchmarkingViT(Pyramid):
     )->dict:
         height, width = images.tensor.shape[-2:]
         if (height, width) != (self.img_size,)*2:
-            raise MimdetError(f'the backbone takes {self.img_size}x{self.img_size} pixels, not {height}x{width}: crop and pad the images to a fixed size (data.square={self.img_size} model.padded=true)')
+            raise MimdetError(f'the backbone takes {self.img_size}x{self.img_size} pixels, not {height}x{width}: '
+                              f'crop and pad the images to a fixed size (data.square={self.img_size} '
+                              'model.padded=true)')
         tokens = self.patch_embed(images.tensor)
         biases = self.windowed_rel_pos_bias, self.global_rel_pos_bias
         windowed, everywhere = (bias(tokens.dtype) for bias in biases) # bf16 under autocast

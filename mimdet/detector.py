@@ -36,7 +36,8 @@ def precision(
     amp:str, # a key of `PRECISIONS`, or 'auto'
     device,  # a torch device
 )->torch.dtype:
-    "What autocast computes in. Automatic: bf16 where it is fast, else fp16 on a GPU, as the authors used, and full precision on a CPU."
+    """What autocast computes in. Automatic: bf16 where it is fast, else fp16 on a GPU, as the authors used,
+    and full precision on a CPU."""
     if amp != 'auto': return PRECISIONS[amp]
     if has_bf16(device): return torch.bfloat16
     return torch.float16 if torch.device(device).type == 'cuda' else torch.float32
@@ -73,19 +74,21 @@ class Detector(GeneralizedRCNN):
     def __init__(self, *,
         strategy:str='random', # how tokens are sampled, a key of `mimdet.sampler.STRATEGIES`
         sample_seed:int=0,     # same seed and image: same tokens
-        amp:str='auto',        # precision of training and inference: a key of `PRECISIONS`, or 'auto', the fastest there is
+        amp:str='auto', # precision of training and inference: a key of `PRECISIONS`, or 'auto', the fastest there is
         padded:bool=False,     # are images scaled by one factor, then padded to a fixed size, as the baseline's are?
         **parts,               # of detectron2's `GeneralizedRCNN`
     ):
         super().__init__(**parts)
-        if strategy not in STRATEGIES: raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
+        if strategy not in STRATEGIES:
+            raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
         self.strategy, self.sample_seed, self.padded = strategy, sample_seed, padded
         self.members = 1 # samples that c4 is the mean of
         self.set_precision(amp)
 
     def set_precision(self, amp):
         "Compute in this precision from now on. Raises `MimdetError` if there is none of that name."
-        if amp not in ('auto', *PRECISIONS): raise MimdetError(f'unknown precision {amp!r}; there are auto, {", ".join(PRECISIONS)}')
+        if amp not in ('auto', *PRECISIONS):
+            raise MimdetError(f'unknown precision {amp!r}; there are auto, {", ".join(PRECISIONS)}')
         self.amp = amp
 
     def preprocess_image(self, batched_inputs):
@@ -97,7 +100,8 @@ class Detector(GeneralizedRCNN):
     def noise_for(self, batched_inputs, batch):
         "(B, N), what decides which tokens are seen; with several members (M, B, N)."
         drawn = [self.training and 'draw' in x for x in batched_inputs]
-        seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed for own, x in zip(drawn, batched_inputs)]
+        seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
+                 for own, x in zip(drawn, batched_inputs)]
         ids, size = [x.get('image_id', 0) for x in batched_inputs], batch.tensor.shape[-2:]
         fields = [batch_noise(batch.image_sizes, size, [member_seed(seed, m) for seed in seeds], ids, self.strategy)
                   for m in range(self.members)]
@@ -131,7 +135,8 @@ class Detector(GeneralizedRCNN):
 
     def _sample(self, ratio, strategy, seed, members):
         samples = self.bottom_up.sample_ratio is not None
-        if strategy not in STRATEGIES: raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
+        if strategy not in STRATEGIES:
+            raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
         if members < 1: raise MimdetError(f'{members=} must be at least 1')
         if not samples and ratio != 1:
             raise MimdetError(f'this model has no sample ratio, so {ratio=} says nothing: its backbone sees all tokens')
@@ -183,17 +188,23 @@ def targets(node):
     "The classes that nested plain data name."
     if isinstance(node, list): return [t for child in node for t in targets(child)]
     if not isinstance(node, dict): return []
-    return [*([str(node['_target_'])] if '_target_' in node else []), *(t for child in node.values() for t in targets(child))]
+    own = [str(node['_target_'])] if '_target_' in node else []
+    return own + [t for child in node.values() for t in targets(child)]
 
+# %% ../nbs/method/11_detector.ipynb #de7ec70001
 def build(
     cfg, # a LazyConfig from `mimdet.recipes.config`, or its `model` section
 )->Detector:
-    "The module that `cfg` describes, with fresh weights; no file is touched. Raises `MimdetError` if it describes none."
+    """The module that `cfg` describes, with fresh weights; no file is touched.
+    Raises `MimdetError` if it describes none."""
     model = cfg.model if 'model' in cfg else cfg
     refused = [t for t in targets(OmegaConf.to_container(model)) if not trusted(t)]
-    if refused: raise MimdetError(f'{refused[0]!r} is not built: a configuration may name classes of mimdet and detectron2, and torch modules that are imported already')
+    if refused:
+        raise MimdetError(f'{refused[0]!r} is not built: a configuration may name classes of mimdet and detectron2, '
+                          'and torch modules that are imported already')
     if 'data' in cfg and bool(cfg.data.get('square')) != bool(model.get('padded')):
-        raise MimdetError(f'data.square={cfg.data.get("square")} and model.padded={model.get("padded")} contradict each other: images become squares by padding, or they do not')
+        raise MimdetError(f'data.square={cfg.data.get("square")} and model.padded={model.get("padded")} '
+                          'contradict each other: images become squares by padding, or they do not')
     try: return instantiate(model)
     except MimdetError: raise
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
@@ -211,7 +222,8 @@ def synchronise(
 ):
     "With several processes, batch norms see the images of all of them. Parameters keep their names and values."
     if comm.get_world_size() == 1: return
-    if model.device.type == 'cuda': model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone) # never without input
+    if model.device.type == 'cuda': # never without input
+        model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
     for module in list(model.modules()):
         for name, norm in module.named_children():
             if type(norm) is nn.BatchNorm2d: setattr(module, name, _shared(norm))
@@ -231,7 +243,8 @@ def compile_parts(
         known = ', '.join(torch.compiler.list_backends())
         raise MimdetError(f'unknown backend {backend!r} of torch.compile; there are {known}')
     heads, parts = model.roi_heads, model.bottom_up.parts()
-    blocks = [block for part in parts['encoder'] + parts['decoder'] for block in part.modules() if isinstance(block, Block)]
+    transformer = parts['encoder'] + parts['decoder']
+    blocks = [block for part in transformer for block in part.modules() if isinstance(block, Block)]
     masks = heads.mask_head.conv_norm_relus if heads.mask_on else []
     pyramid = [*model.backbone.lateral_convs, *model.backbone.output_convs]
     convolutions = [*pyramid, model.proposal_generator.rpn_head, heads.box_head, *masks]
@@ -250,6 +263,7 @@ def evaluating(model):
         with torch.no_grad(), model.autocast(): yield model
     finally: model.train(was_training)
 
+# %% ../nbs/method/11_detector.ipynb #de7ec70003
 def predict(
     model,                # a `Detector`
     image:np.ndarray,     # (H, W, 3) uint8 RGB
@@ -260,9 +274,11 @@ def predict(
     resized = T.AugInput(image)
     T.AugmentationList(augmentations)(resized)
     pixels = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-    with evaluating(model): found = model([dict(image=pixels, height=image.shape[0], width=image.shape[1], image_id=image_id)])[0]['instances'].to('cpu')
+    sample = dict(image=pixels, height=image.shape[0], width=image.shape[1], image_id=image_id)
+    with evaluating(model): found = model([sample])[0]['instances'].to('cpu')
     return found[found.scores.argsort(descending=True, stable=True)]
 
+# %% ../nbs/method/11_detector.ipynb #de7ec70005
 def draw(
     image:np.ndarray,      # (H, W, 3) uint8 RGB
     instances,             # from `predict`
@@ -272,9 +288,11 @@ def draw(
 )->np.ndarray:             # (H*scale, W*scale, 3) uint8
     "The image with boxes, masks, names and scores drawn in."
     shown = instances[instances.scores >= threshold]
-    if image.shape[1] == 2 and shown.has('pred_masks'): shown.remove('pred_masks') # detectron2 refuses masks of two columns
+    if image.shape[1] == 2 and shown.has('pred_masks'):
+        shown.remove('pred_masks') # detectron2 refuses masks of two columns
     with literal_text(class_names) as families:
         canvas = Visualizer(image, dict(thing_classes=list(class_names)), scale=scale, instance_mode=ColorMode.IMAGE)
         drawn = canvas.draw_instance_predictions(shown)
-        for text in drawn.ax.texts: text.set_fontfamily(families) # detectron2 asks for any font without serifs
+        for text in drawn.ax.texts:
+            text.set_fontfamily(families) # detectron2 asks for any font without serifs
         return drawn.get_image()

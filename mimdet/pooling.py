@@ -50,18 +50,18 @@ def pool_bags(
 ):                 # (R, C, bins, bins), channels innermost
     "RoIAlign (He et al. 2017; aligned, as ROIAlignV2) of regions on several levels."
     channels, cells = features[0].shape[1], [f.shape[0]*f.shape[2]*f.shape[3] for f in features]
-    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])           # (all cells, C)
-    sides = torch.tensor([f.shape[2:] for f in features])[levels]                                # (R, 2)
+    table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features]) # (all cells, C)
+    sides = torch.tensor([f.shape[2:] for f in features])[levels]                      # (R, 2)
     (height, width), size, scale = sides.T, sides.prod(1), torch.tensor(scales)[levels]
-    begin = torch.tensor([0, *cells[:-1]]).cumsum(0)[levels] + rois[:, 0].long()*size             # of the region's map
+    begin = torch.tensor([0, *cells[:-1]]).cumsum(0)[levels] + rois[:, 0].long()*size  # of the region's map
     x0, y0, x1, y1 = rois[:, 1:].T*scale - .5
     top, rows, row_weights = axis_weights(y0, y1 - y0, height, bins, points)
     left, columns, column_weights = axis_weights(x0, x1 - x0, width, bins, points)
-    count = (rows[:, :, None]*columns[:, None, :]).flatten()                                      # cells of each bin
+    count = (rows[:, :, None]*columns[:, None, :]).flatten()                           # cells of each bin
     offsets = F.pad(count.cumsum(0), (1, 0))
     bag = torch.repeat_interleave(torch.arange(len(count)), count, output_size=int(offsets[-1]))
-    k, roi = torch.arange(len(bag)) - offsets[bag], bag//bins**2                                  # k-th cell of its bag
-    y_bin, x_bin = bag//bins, roi*bins + bag % bins                                               # bins of one axis
+    k, roi = torch.arange(len(bag)) - offsets[bag], bag//bins**2                       # k-th cell of its bag
+    y_bin, x_bin = bag//bins, roi*bins + bag % bins                                    # bins of one axis
     row, column = k//columns.flatten()[x_bin], k % columns.flatten()[x_bin]
     cell = begin[roi] + (top.flatten()[y_bin] + row)*width[roi] + left.flatten()[x_bin] + column
     weight = row_weights.flatten(0, 1)[y_bin, row]*column_weights.flatten(0, 1)[x_bin, column]
@@ -80,7 +80,8 @@ class FullPrecisionPooler(ROIPooler):
         with torch.autocast(features[0].device.type, enabled=False):
             features = [f.float() for f in features]
             slow = features[0].requires_grad or features[0].shape[1] >= FEW_CHANNELS
-            if features[0].is_cuda or not slow or not sum(map(len, boxes)): return super().forward(features, boxes)
+            if features[0].is_cuda or not slow or not sum(map(len, boxes)):
+                return super().forward(features, boxes)
             levels = assign_boxes_to_levels(boxes, self.min_level, self.max_level,
                                             self.canonical_box_size, self.canonical_level)
             scales = [pooler.spatial_scale for pooler in self.level_poolers]

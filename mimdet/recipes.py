@@ -72,7 +72,8 @@ class Recipe:
     warmup_factor:float=0.   # of the rate that it begins with
     clip:float=0.            # largest norm of the gradient, 0: no clipping
     # images
-    short_edges:tuple=(480, 512, 544, 576, 608, 640, 736, 768, 800) # one is drawn for each image; the paper's list, without 672 and 704
+    short_edges:tuple=(      # one is drawn for each image; the paper's list, without 672 and 704
+        480, 512, 544, 576, 608, 640, 736, 768, 800)
     crop:bool=True           # half of the images: resize to 400, 500 or 600, crop 384 to 600
     test_short_edge:int=800
     max_size:int=1333        # of the long edge
@@ -82,19 +83,24 @@ class Recipe:
 
     def __post_init__(self):
         for field in ('images', 'epochs', 'batch', 'base_lr'):
-            if not getattr(self, field) > 0: raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
-        if self.backbone not in BACKBONES: raise MimdetError(f'unknown backbone {self.backbone!r}; there are {", ".join(BACKBONES)}')
+            if not getattr(self, field) > 0:
+                raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
+        if self.backbone not in BACKBONES:
+            raise MimdetError(f'unknown backbone {self.backbone!r}; there are {", ".join(BACKBONES)}')
         for field, allowed in dict(decoder_rate=DECODER_RATES, mae_stem=MAE_STEMS).items():
             value = getattr(self, field)
-            if value not in allowed: raise MimdetError(f'unknown {field}={value!r}; there are {", ".join(allowed)}')
-        if self.decoder_depth < 0: raise MimdetError(f'decoder_depth={self.decoder_depth} cannot be negative')
+            if value not in allowed:
+                raise MimdetError(f'unknown {field}={value!r}; there are {", ".join(allowed)}')
+        if self.decoder_depth < 0:
+            raise MimdetError(f'decoder_depth={self.decoder_depth} cannot be negative')
 
     @property
     def kind(self): return BACKBONES[self.backbone]
     @property
     def design(self): return DESIGN_OF_FILL[self.fill] if 'fill' in self.kind.arguments else self.backbone
     @property
-    def iterations(self): return max(1, int(round(self.epochs*self.images/self.batch, 6))) # whole batches; rounded first, since 0.29*100 is 28.999...
+    def iterations(self): # whole batches; rounded first, since 0.29*100 is 28.999...
+        return max(1, int(round(self.epochs*self.images/self.batch, 6)))
     @property
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
@@ -122,13 +128,16 @@ class Recipe:
     )->list:        # the finest first; the third, at stride 16, is the number of tokens
         "Positions on each level that proposals are made from, for the padded image."
         strides = [4*2**i for i in range(self.levels + self.extra_level)]
-        height, width = (-(-side//strides[self.levels - 1])*strides[self.levels - 1] for side in (height, width))
+        coarsest = strides[self.levels - 1]
+        height, width = (-(-side//coarsest)*coarsest for side in (height, width))
         return [-(-height//stride)*-(-width//stride) for stride in strides]
 
 # %% ../nbs/method/10_recipes.ipynb #08-c007760d
 SIZES = dict(
-    tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4, img_size=128, drop_path=0.,
-              levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112, pool_samples=1, proposals=(200, 64), rois=48,
+    tiny=dict(dim=192, depth=4, heads=3, decoder_dim=128, decoder_depth=2, decoder_heads=4,
+              img_size=128, drop_path=0.,
+              levels=3, extra_level=False, channels=48, anchors=(20, 36, 64), canonical_box=112,
+              pool_samples=1, proposals=(200, 64), rois=48,
               rpn_convs=1, box_convs=0, box_fc=256, mask_convs=2, mask_channels=48,
               base_lr=2.5e-4*8**0.5, lr_factor=8., decoder_rate='encoder', mae_stem='fitted', weight_decay=0.05,
               batch=8, schedule='cosine', milestones=(), clip=1., crop=False,
@@ -140,9 +149,12 @@ SIZES = dict(
 DESIGNS = dict(
     v1=dict(),
     v2=dict(fill='stem', img_size=800),
-    benchmarking=dict(backbone='benchmarking', img_size=1024, square=1024, jitter=(0.1, 2.), crop=False, checkpointing=False, images=118_000,
-                      schedule='cosine', milestones=(), warmup_factor=1e-3, train_positions=True),
+    benchmarking=dict(backbone='benchmarking', img_size=1024, square=1024, jitter=(0.1, 2.), crop=False,
+                      checkpointing=False, images=118_000, schedule='cosine', milestones=(),
+                      warmup_factor=1e-3, train_positions=True),
 )
+
+# %% ../nbs/method/10_recipes.ipynb #c5e1a00003
 EXCEPTIONS = { # where size and design are not independent
     ('large', 'v2'): dict(lr_factor=3.5),
     ('tiny', 'v2'): dict(img_size=128),
@@ -152,15 +164,18 @@ EXCEPTIONS = { # where size and design are not independent
 }
 
 def _recipe(name, size, design, **changes):
-    return name, Recipe(name=name, size=size, **SIZES[size] | DESIGNS[design] | EXCEPTIONS.get((size, design), {}) | changes)
+    exception = EXCEPTIONS.get((size, design), {})
+    return name, Recipe(name=name, size=size, **SIZES[size] | DESIGNS[design] | exception | changes)
 
 def _rows():
     for size in SIZES:
         if size != 'large': yield _recipe(f'mimdet_{size}_v1_sr0.25_3x', size, 'v1', sample_ratio=0.25)
-        if size == 'base': yield _recipe('mimdet_base_v1_sr0.25_3x_bs16', size, 'v1', sample_ratio=0.25, batch=16)
+        if size == 'base':
+            yield _recipe('mimdet_base_v1_sr0.25_3x_bs16', size, 'v1', sample_ratio=0.25, batch=16)
         for design in ('v1', 'v2'): yield _recipe(f'mimdet_{size}_{design}_sr0.5_3x', size, design)
         if size != 'large':
-            for epochs in (25, 50, 100): yield _recipe(f'benchmarking_{size}_{epochs}ep', size, 'benchmarking', epochs=epochs)
+            for epochs in (25, 50, 100):
+                yield _recipe(f'benchmarking_{size}_{epochs}ep', size, 'benchmarking', epochs=epochs)
 
 RECIPES = dict(_rows())
 
@@ -174,7 +189,8 @@ def recipe(
     **changes, # fields of `Recipe` to change; what is derived follows
 )->Recipe:
     "The recipe called `name`. Raises `MimdetError` on an unknown name or field, with the nearest one."
-    if name not in RECIPES: raise MimdetError(f'unknown recipe {name!r}{nearest(name, RECIPES)}; `mimdet_models` lists all')
+    if name not in RECIPES:
+        raise MimdetError(f'unknown recipe {name!r}{nearest(name, RECIPES)}; `mimdet_models` lists all')
     known = [f.name for f in fields(Recipe) if f.name not in ('name', 'size')] # these say what it comes from
     for field in changes:
         if field not in known: raise MimdetError(f'a recipe has no {field!r}{nearest(field, known)}')
@@ -200,30 +216,41 @@ def _bottom_up(r):
     return _call(r.kind.target, **r.kind.fixed, **arguments)
 
 def _pyramid(r):
-    pyramid = _call('detectron2.modeling.backbone.fpn.FPN', bottom_up=_bottom_up(r), in_features=['c2', 'c3', 'c4', 'c5'][:r.levels],
-        out_channels=r.channels, norm='BN')
-    if r.extra_level: pyramid |= dict(top_block=_call('detectron2.modeling.backbone.fpn.LastLevelMaxPool'))
+    pyramid = _call('detectron2.modeling.backbone.fpn.FPN', bottom_up=_bottom_up(r),
+                    in_features=['c2', 'c3', 'c4', 'c5'][:r.levels], out_channels=r.channels, norm='BN')
+    if r.extra_level:
+        pyramid |= dict(top_block=_call('detectron2.modeling.backbone.fpn.LastLevelMaxPool'))
     return pyramid
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a00006
 def _proposals(r):
     levels = [f'p{i + 2}' for i in range(r.levels + r.extra_level)]
     prefix = 'detectron2.modeling'
     return _call('mimdet.regions.RPN', in_features=levels,
-        head=_call(f'{prefix}.proposal_generator.StandardRPNHead', in_channels=r.channels, num_anchors=3, conv_dims=[-1]*r.rpn_convs),
-        anchor_generator=_call(f'{prefix}.anchor_generator.DefaultAnchorGenerator', sizes=[[a] for a in r.anchors],
-                               aspect_ratios=[0.5, 1., 2.], strides=[4*2**i for i in range(len(levels))], offset=0.),
+        head=_call(f'{prefix}.proposal_generator.StandardRPNHead', in_channels=r.channels,
+                   num_anchors=3, conv_dims=[-1]*r.rpn_convs),
+        anchor_generator=_call(f'{prefix}.anchor_generator.DefaultAnchorGenerator',
+                               sizes=[[a] for a in r.anchors], aspect_ratios=[0.5, 1., 2.],
+                               strides=[4*2**i for i in range(len(levels))], offset=0.),
         anchor_matcher=_call('mimdet.regions.Matcher', thresholds=[0.3, 0.7], labels=[0, -1, 1],
                              allow_low_quality_matches=True),
         box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[1., 1., 1., 1.]),
         batch_size_per_image=256, positive_fraction=0.5,
         pre_nms_topk=[r.proposals[0], min(r.proposals[0], 1000)], post_nms_topk=[r.proposals[1]]*2, nms_thresh=0.7)
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a00008
 def _heads(r):
     prefix = 'detectron2.modeling'
     levels = [f'p{i + 2}' for i in range(r.levels)]
-    shape = lambda channels, **sides: _call('detectron2.layers.ShapeSpec', channels=channels, **sides)
-    pooler = lambda side: _call('mimdet.detector.FullPrecisionPooler', output_size=side, scales=[1/(4*2**i) for i in range(r.levels)],
-        sampling_ratio=r.pool_samples, pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
+    steps = _call(f'{prefix}.box_regression.Box2BoxTransform', weights=[10., 10., 5., 5.])
+
+    def shape(channels, **sides): return _call('detectron2.layers.ShapeSpec', channels=channels, **sides)
+
+    def pooler(side):
+        return _call('mimdet.detector.FullPrecisionPooler', output_size=side,
+                     scales=[1/(4*2**i) for i in range(r.levels)], sampling_ratio=r.pool_samples,
+                     pooler_type='ROIAlignV2', canonical_box_size=r.canonical_box)
+
     return _call('mimdet.regions.StandardROIHeads',
         num_classes=r.classes, batch_size_per_image=r.rois, positive_fraction=0.25,
         proposal_matcher=_call('mimdet.regions.Matcher', thresholds=[0.5], labels=[0, 1]),
@@ -231,8 +258,7 @@ def _heads(r):
         box_head=_call(f'{prefix}.roi_heads.FastRCNNConvFCHead', input_shape=shape(r.channels, height=7, width=7),
                        conv_dims=[r.channels]*r.box_convs, fc_dims=[r.box_fc], conv_norm='BN'),
         box_predictor=_call('mimdet.regions.FastRCNNOutputLayers', input_shape=shape(r.box_fc),
-                            box2box_transform=_call(f'{prefix}.box_regression.Box2BoxTransform', weights=[10., 10., 5., 5.]),
-                            num_classes=r.classes, test_score_thresh=0.05),
+                            box2box_transform=steps, num_classes=r.classes, test_score_thresh=0.05),
         mask_in_features=levels, mask_pooler=pooler(14),
         mask_head=_call('mimdet.regions.MaskRCNNConvUpsampleHead', input_shape=shape(r.channels),
                         num_classes=r.classes, conv_dims=[r.mask_channels]*(r.mask_convs + 1), conv_norm='BN'))
@@ -245,21 +271,25 @@ def to_config(
 )->DictConfig:
     "The recipe as a detectron2 LazyConfig: model, optimizer, schedule, data and train sections, plain data only."
     return OmegaConf.create(dict(
-        model=_call('mimdet.detector.Detector', backbone=_pyramid(r), proposal_generator=_proposals(r), roi_heads=_heads(r),
+        model=_call('mimdet.detector.Detector', backbone=_pyramid(r),
+                    proposal_generator=_proposals(r), roi_heads=_heads(r),
                     pixel_mean=list(PIXEL_MEAN), pixel_std=list(PIXEL_STD),
                     strategy='random', sample_seed=0, amp='auto', padded=bool(r.square)),
         optimizer=dict(groups=r.kind.rates, lr=r.lr, lr_factor=r.lr_factor,
                        decoder_rate=r.decoder_rate, weight_decay=r.weight_decay, betas=[0.9, 0.999], clip=r.clip),
         schedule=dict(kind=r.schedule, iterations=r.iterations, milestones=r.drops,
                       warmup=r.in_iterations(r.warmup), warmup_factor=r.warmup_factor),
-        data=dict(train='coco_2017_train', val='coco_2017_val', strict=False, first=0, batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True, short_edges=list(r.short_edges), crop=r.crop,
-                  test_short_edge=r.test_short_edge, max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
+        data=dict(train='coco_2017_train', val='coco_2017_val', strict=False, first=0,
+                  batch=r.batch, workers=4, filter_empty=r.filter_empty, flip=True,
+                  short_edges=list(r.short_edges), crop=r.crop, test_short_edge=r.test_short_edge,
+                  max_size=r.max_size, square=r.square, jitter=list(r.jitter)),
         mae_checkpoint=dict(path='', parts='all', stem=r.mae_stem),
-        train=dict(recipe=r.name, output_dir='runs/train', init_checkpoint='', allow_partial=False, seed=0, device='auto',
-                   accumulate=1, compile='', fp16_compression=True, ema=0.,
+        train=dict(recipe=r.name, output_dir='runs/train', init_checkpoint='', allow_partial=False,
+                   seed=0, device='auto', accumulate=1, compile='', fp16_compression=True, ema=0.,
                    eval_period=r.in_iterations(1), checkpoint_period=max(1, r.iterations//10), log_period=20),
     ))
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a0000b
 def config(
     name:str,    # one of `names()`
     **overrides, # fields of `Recipe`
@@ -282,12 +312,28 @@ def class_names(
     "The names of a configuration's categories; none if it has none."
     return [name.replace(f'${JOINER}{{', '${').removeprefix(JOINER) for name in data.get('classes') or ()]
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a0000d
+def _mistake(old, value):
+    "Why a value cannot take another's place, or nothing."
+    kinds = {bool: 'true or false', int: 'a whole number', numbers.Number: 'a number',
+             ListConfig: 'a list', DictConfig: 'a section'}
+    kind = next((k for k in kinds if isinstance(old, k)), None) # bool before int, which it is a kind of
+    if kind is None: return
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        return f'is {kinds[kind]}, as in {old}'
+    if kind in (int, numbers.Number) and value < 0: return 'cannot be negative'
+    if kind is ListConfig and old and _numbers(old) and not _numbers(value):
+        return f'is a list of numbers, as in {old}'
+
+def _numbers(values): return all(isinstance(v, numbers.Number) for v in values)
+
 # %% ../nbs/method/10_recipes.ipynb #17-f93046ef
 def override(
     cfg:DictConfig,   # left as it is
     assignments:list, # 'dotted.key=value' strings, values in YAML
 )->DictConfig:
-    "A copy of `cfg` with `assignments` applied. Raises `MimdetError` on a key that does not exist, with the nearest one."
+    """A copy of `cfg` with `assignments` applied.
+    Raises `MimdetError` on a key that does not exist, with the nearest one."""
     cfg = cfg.copy()
     keys = _dotted(OmegaConf.to_container(cfg))
     for assignment in assignments:
@@ -295,27 +341,18 @@ def override(
         if not equals: raise MimdetError(f'{assignment!r} is not of the form key=value')
         if key not in keys: raise MimdetError(f'the configuration has no {key!r}{nearest(key, keys)}')
         try: value = OmegaConf.from_dotlist([f'x={value}']).x
-        except (YAMLError, OmegaConfBaseException): raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
+        except (YAMLError, OmegaConfBaseException):
+            raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
         old = OmegaConf.select(cfg, key)
         if mistake := _mistake(old, value): raise MimdetError(f'{assignment!r}: {key} {mistake}')
         OmegaConf.update(cfg, key, value)
     return cfg
 
-def _mistake(old, value):
-    "Why a value cannot take another's place, or nothing."
-    kinds = {bool: 'true or false', int: 'a whole number', numbers.Number: 'a number', ListConfig: 'a list', DictConfig: 'a section'}
-    kind = next((k for k in kinds if isinstance(old, k)), None) # bool before int, which it is a kind of
-    if kind is None: return
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool): return f'is {kinds[kind]}, as in {old}'
-    if kind in (int, numbers.Number) and value < 0: return 'cannot be negative'
-    if kind is ListConfig and old and _numbers(old) and not _numbers(value): return f'is a list of numbers, as in {old}'
-
-def _numbers(values): return all(isinstance(v, numbers.Number) for v in values)
-
 def _dotted(node, prefix=''):
     if not isinstance(node, dict): return []
     return [k for name, child in node.items() for k in [prefix + name, *_dotted(child, f'{prefix}{name}.')]]
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a00010
 def leaves(
     node,      # nested plain dictionaries
     prefix='', # of the keys
@@ -334,11 +371,20 @@ def differences(
     return [f'{k}: {shown(old, k)} -> {shown(new, k)}' for k in old | new if shown(old, k) != shown(new, k)]
 
 # %% ../nbs/method/10_recipes.ipynb #22-455c9f97
-PUBLISHED = { # box AP, mask AP on COCO val2017 at ratio 1.0, millions of parameters, as reported by the authors of MIMDet
-    'mimdet_base_v1_sr0.25_3x': (49.9, 44.7, 127.56), 'mimdet_base_v1_sr0.25_3x_bs16': (49.9, 44.6, 127.56), 'mimdet_base_v1_sr0.5_3x': (51.5, 46.0, 127.56),
-    'mimdet_large_v1_sr0.5_3x': (53.3, 47.5, 345.27), 'mimdet_base_v2_sr0.5_3x': (51.7, 46.2, 127.96), 'mimdet_large_v2_sr0.5_3x': (54.3, 48.2, 349.33),
-    'benchmarking_base_25ep': (48.0, 43.0, 118.67), 'benchmarking_base_50ep': (50.2, 44.9, 118.67), 'benchmarking_base_100ep': (50.4, 44.9, 118.67)}
+# box AP, mask AP on COCO val2017 at ratio 1.0, millions of parameters, as reported by the authors of MIMDet
+PUBLISHED = {
+    'mimdet_base_v1_sr0.25_3x': (49.9, 44.7, 127.56),
+    'mimdet_base_v1_sr0.25_3x_bs16': (49.9, 44.6, 127.56),
+    'mimdet_base_v1_sr0.5_3x': (51.5, 46.0, 127.56),
+    'mimdet_large_v1_sr0.5_3x': (53.3, 47.5, 345.27),
+    'mimdet_base_v2_sr0.5_3x': (51.7, 46.2, 127.96),
+    'mimdet_large_v2_sr0.5_3x': (54.3, 48.2, 349.33),
+    'benchmarking_base_25ep': (48.0, 43.0, 118.67),
+    'benchmarking_base_50ep': (50.2, 44.9, 118.67),
+    'benchmarking_base_100ep': (50.4, 44.9, 118.67),
+}
 
+# %% ../nbs/method/10_recipes.ipynb #c5e1a00013
 EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
     'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
     'activation checkpointing, which changes no result, is on only where memory asks for it; the authors always had it',
@@ -348,13 +394,16 @@ EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
 def from_the_paper(
     name:str, # one of `names()`
 )->list:      # of sentences
-    "How a recipe differs from the paper's: for a row of the paper in what is noted above; for our own sizes also field by field from the base model."
+    """How a recipe differs from the paper's: for a row of the paper in what is noted above;
+    for our own sizes also field by field from the base model."""
     r = RECIPES[name]
     notes = [*EVERYWHERE, *r.kind.notes]
     if name in PUBLISHED: return notes
     row = name.replace(f'_{r.size}_', '_base_')
-    ours, theirs = ({k: v for k, v in asdict(RECIPES[key]).items() if k not in ('name', 'size')} for key in (name, row))
-    return [f'{name} is not in the paper; from {row} it differs in:', *(f'  {line}' for line in differences(ours, theirs)), *notes]
+    ours, theirs = ({k: v for k, v in asdict(RECIPES[key]).items() if k not in ('name', 'size')}
+                    for key in (name, row))
+    changes = (f'  {line}' for line in differences(ours, theirs))
+    return [f'{name} is not in the paper; from {row} it differs in:', *changes, *notes]
 
 # %% ../nbs/method/10_recipes.ipynb #28-abef2d49
 def _in_pyramid(r):

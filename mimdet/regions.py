@@ -46,6 +46,7 @@ def _waits(operation, arguments):
     by_mask = any(index is not None and index.dtype == torch.bool for index in arguments[1])
     return by_mask and (name == 'index' or arguments[2].numel() > 1) # a single number needs no positions
 
+# %% ../nbs/method/07_regions.ipynb #7e61000002
 class _Lists(TorchFunctionMode):
     "Tells of each `tolist`, which on a CPU is no operation."
     def __init__(self, found):
@@ -55,6 +56,7 @@ class _Lists(TorchFunctionMode):
         if function is torch.Tensor.tolist: self.found()
         return function(*arguments, **(named or {}))
 
+# %% ../nbs/method/07_regions.ipynb #7e61000004
 class Waits(TorchDispatchMode):
     "Counts in `places`, as 'file:line', where the host would wait for a GPU inside the block."
     def __init__(self):
@@ -89,7 +91,8 @@ def to_device(
     if isinstance(value, torch.Tensor): return send(value, device)
     if isinstance(value, dict): return {name: to_device(own, device) for name, own in value.items()}
     if isinstance(value, list): return [to_device(own, device) for own in value]
-    if isinstance(value, Instances): return Instances(value.image_size, **to_device(value.get_fields(), device))
+    if isinstance(value, Instances):
+        return Instances(value.image_size, **to_device(value.get_fields(), device))
     if isinstance(value, (Boxes, BitMasks)): return type(value)(to_device(value.tensor, device))
     return value
 
@@ -139,6 +142,7 @@ def suppress_in_rounds(
         for _ in range(8): before, stays = stays, (stays @ over == 0).to(kind)*usable[:, None]
     return stays[:, 0] > 0
 
+# %% ../nbs/method/07_regions.ipynb #7e61000007
 def suppress_one_by_one(boxes, usable, threshold):
     "The same by torchvision, group after group: faster on a CPU."
     stays = torch.zeros_like(usable)
@@ -156,7 +160,8 @@ def suppress_by_group(
 ):                   # positions of those that stay, the best first
     "Non-maximum suppression in groups of any size."
     many = 25_000 if boxes.is_cuda else 1000
-    if len(boxes) > many: return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
+    if len(boxes) > many:
+        return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
     if not len(boxes): return groups
     boxes = boxes.double()
     return nms(boxes + (boxes.max() + 1)*groups[:, None], scores.double(), threshold)
@@ -245,6 +250,7 @@ def decode_best(
     return (torch.stack([F.pad(own, (0, 0, 0, count)) for own, count in zip(boxes, empty)]),
             torch.stack([F.pad(score, (0, count)) for score, count in zip(scores, empty)]))
 
+# %% ../nbs/method/07_regions.ipynb #7e61000009
 def find_top_rpn_proposals(
     boxes,            # (L, B, K, 4), from `decode_best`
     scores,           # (L, B, K)
@@ -358,6 +364,16 @@ class Sampled(Instances):
     @property
     def objects(self): return self[:self._count]
 
+# %% ../nbs/method/07_regions.ipynb #7e6100000b
+def _regions(proposals, targets, matches, classes, count):
+    "The proposals with what they should become. In an image without objects that is nothing but background."
+    fields = proposals.get_fields() | dict(gt_classes=classes)
+    if len(targets):
+        for name, value in targets.get_fields().items():
+            if not name.startswith('gt_') or name in fields: continue
+            fields[name] = MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches]
+    return Sampled(proposals.image_size, count, **fields)
+
 # %% ../nbs/method/07_regions.ipynb #38-bfe8e605
 class StandardROIHeads(roi_heads.StandardROIHeads):
     "detectron2's heads, which draw the regions of all images at once."
@@ -388,15 +404,6 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
         objects = [regions.objects for regions in instances]
         levels, boxes = [features[f] for f in self.mask_in_features], [own.proposal_boxes for own in objects]
         return self.mask_head(self.mask_pooler(levels, boxes), objects)
-
-def _regions(proposals, targets, matches, classes, count):
-    "The proposals with what they should become. In an image without objects that is nothing but background."
-    fields = proposals.get_fields() | dict(gt_classes=classes)
-    if len(targets):
-        for name, value in targets.get_fields().items():
-            if not name.startswith('gt_') or name in fields: continue
-            fields[name] = MatchedMasks(value, matches) if isinstance(value, BitMasks) else value[matches]
-    return Sampled(proposals.image_size, count, **fields)
 
 # %% ../nbs/method/07_regions.ipynb #40-93732d3b
 def fast_rcnn_inference(

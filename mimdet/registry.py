@@ -157,7 +157,8 @@ BACKBONES = dict( # what a recipe's `backbone` stands for
         target='mimdet.backbone.MIMDetBackbone', label='{}', arguments=_MIMDET, fixed=dict(norm_eps=1e-5),
         work=_mimdet_work, weights=_mimdet_weights,
         signs=dict(v2=('MIMDet v2', 'conv_feat_proj'), v1=('MIMDet v1', 'mask_token')),
-        notes=('the learning rate is 8e-5 at batch 64; the v1.0.0 branch multiplied it by 4 once more, which the authors corrected',
+        notes=('the learning rate is 8e-5 at batch 64; the v1.0.0 branch multiplied it by 4 once more, '
+               'which the authors corrected',
                'the sample of tokens in evaluation depends on a seed and the image alone, so it can be repeated')),
     benchmarking=Kind( # the baseline
         target='mimdet.benchmarking.BenchmarkingViT', label='baseline (windowed ViT)',

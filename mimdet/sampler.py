@@ -88,7 +88,8 @@ def image_noise(
     strategy:str='random',  # a key of `STRATEGIES`
 )->torch.Tensor:            # (rows, columns) in [0, 1)
     "The noise field of one image, a function of `seed` and `image_id` alone."
-    if strategy not in STRATEGIES: raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
+    if strategy not in STRATEGIES:
+        raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
     noise = STRATEGIES[strategy](*grid_shape(height, width), rng_for('tokens', seed, image_id))
     return torch.from_numpy(noise.astype(np.float32))
 

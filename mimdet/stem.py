@@ -19,10 +19,10 @@ def parallel_group_norm(
     eps:float,  # added to the variance
 ):              # like `x`
     "Group normalisation whose mean and variance are reductions over tensors; in full precision, whatever `x` is in."
-    grouped = (x.float() if x.dtype.itemsize < 4 else x).unflatten(1, (groups, -1))           # (B, G, C/G, ...)
+    grouped = (x.float() if x.dtype.itemsize < 4 else x).unflatten(1, (groups, -1))   # (B, G, C/G, ...)
     inner = tuple(range(2, grouped.ndim))
-    variance, mean = torch.var_mean(grouped, inner, correction=0, keepdim=True)                # (B, G, 1, ...)
-    weight, bias = (p.view(1, groups, -1, *[1]*(x.ndim - 2)) for p in (weight, bias))          # (1, G, C/G, ...)
+    variance, mean = torch.var_mean(grouped, inner, correction=0, keepdim=True)       # (B, G, 1, ...)
+    weight, bias = (p.view(1, groups, -1, *[1]*(x.ndim - 2)) for p in (weight, bias)) # (1, G, C/G, ...)
     scale = weight*(variance + eps).rsqrt()
     return torch.addcmul(bias - mean*scale, grouped, scale).flatten(1, 2).to(x.dtype)
 
@@ -39,6 +39,7 @@ class StemFeatures(NamedTuple):
     c3: torch.Tensor # (B, D/2, H/8, W/8)
     features: torch.Tensor # (B, D, H/16, W/16)
 
+# %% ../nbs/method/02_stem.ipynb #57e4000002
 class ConvStem(nn.Module):
     "Convolutional stem (paper, section 3.2): strides 2, 4, 8, 16."
     def __init__(self,

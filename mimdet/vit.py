@@ -65,10 +65,12 @@ class GridCache:
     ): self.make, self.kept, self.results = make, kept, OrderedDict()
 
     def __call__(self, parameter, *shape):
-        if parameter.is_inference() or torch.compiler.is_compiling(): return self.make(parameter, *shape)
+        if parameter.is_inference() or torch.compiler.is_compiling():
+            return self.make(parameter, *shape)
         key = shape, parameter.device, parameter.dtype, parameter.data_ptr(), parameter._version
         if key not in self.results:
-            with torch.inference_mode(False), torch.no_grad(): self.results[key] = self.make(parameter, *shape)
+            with torch.inference_mode(False), torch.no_grad():
+                self.results[key] = self.make(parameter, *shape)
             if len(self.results) > self.kept: self.results.popitem(last=False)
         self.results.move_to_end(key)
         return self.results[key]
@@ -93,6 +95,7 @@ def attention_by_parts(q, k, v, bias=None):
         heads.append(torch.cat(parts))
     return torch.stack(heads).view_as(q)
 
+# %% ../nbs/method/04_vit.ipynb #41fa000003
 def attention(
     q,         # (B, heads, N, d)
     k,         # likewise
@@ -105,6 +108,7 @@ def attention(
     if on_cpu and not torch.is_grad_enabled(): return attention_by_parts(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
+# %% ../nbs/method/04_vit.ipynb #41fa000006
 def self_attention(
     layer,     # timm's `Attention`
     tokens,    # (B, N, dim)
@@ -130,23 +134,27 @@ class Block(vision_transformer.Block):
 def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
     "`depth` transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
-    return nn.ModuleList([kind(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=eps)) for rate in rates])
+    norm = partial(nn.LayerNorm, eps=eps)
+    return nn.ModuleList([kind(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates])
 
 def run_blocks(
     blocks,                   # transformer blocks
     tokens,                   # (B, N, C)
-    checkpointing:bool=False, # in training, keep only what enters a block, and compute the rest again for the backward pass
+    # in training, keep only what enters a block, and compute the rest again for the backward pass
+    checkpointing:bool=False,
     *more,                    # what else each block takes
 ):                            # (B, N, C)
     "Apply `blocks` in turn."
     again = checkpointing and torch.is_grad_enabled()
-    for block in blocks: tokens = checkpoint(block, tokens, *more, use_reentrant=False) if again else block(tokens, *more)
+    for block in blocks:
+        tokens = checkpoint(block, tokens, *more, use_reentrant=False) if again else block(tokens, *more)
     return tokens
 
+# %% ../nbs/method/04_vit.ipynb #41fa000008
 def init_weights(module):
     "MAE's initialisation: Xavier-uniform linear layers, the patches' among them, normal tokens."
-    linear = [part.proj if isinstance(part, PatchEmbed) else part for part in module.modules() if isinstance(part, (nn.Linear, PatchEmbed))]
-    for part in linear:
+    found = [part for part in module.modules() if isinstance(part, (nn.Linear, PatchEmbed))]
+    for part in (part.proj if isinstance(part, PatchEmbed) else part for part in found):
         nn.init.xavier_uniform_(part.weight.flatten(1))
         if part.bias is not None: nn.init.zeros_(part.bias)
     for name, parameter in module.named_parameters():
@@ -282,7 +290,7 @@ def standardised(patches):
     shrink = (n - 1)/n
     return F.layer_norm(patches, (n,), weight=patches.new_full((n,), shrink**.5), eps=shrink*1e-6)
 
-# %% ../nbs/method/04_vit.ipynb #df290bc4
+# %% ../nbs/method/04_vit.ipynb #41fa00000b
 class Reconstruction(NamedTuple):
     "What the autoencoder returns."
     loss: torch.Tensor       # scalar: mean squared error over hidden patches, in units of each patch's variance
@@ -290,6 +298,13 @@ class Reconstruction(NamedTuple):
     keep: torch.Tensor       # (B, K) the patches that were seen
     hidden: torch.Tensor     # (B, N - K) the others
 
+def _split(noise, ratio):
+    "The tokens to see, and the others, both in raster order."
+    keep = keep_tokens(noise, ratio)
+    others = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
+    return keep, others.nonzero()[:, 1].view(len(noise), noise.shape[1] - keep.shape[1])
+
+# %% ../nbs/method/04_vit.ipynb #df290bc4
 class MaskedAutoencoder(nn.Module):
     "MAE (He et al. 2022) with normalised-pixel targets."
     def __init__(self,
@@ -322,12 +337,6 @@ class MaskedAutoencoder(nn.Module):
         prediction = self.decoder_pred(take(decoded, hidden))
         loss = F.mse_loss(prediction.to(target.dtype), standardised(target))
         return Reconstruction(loss, prediction, keep, hidden)
-
-def _split(noise, ratio):
-    "The tokens to see, and the others, both in raster order."
-    keep = keep_tokens(noise, ratio)
-    others = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
-    return keep, others.nonzero()[:, 1].view(len(noise), noise.shape[1] - keep.shape[1])
 
 # %% ../nbs/method/04_vit.ipynb #31-356a1761
 def mae_names(

@@ -46,7 +46,8 @@ def detections(
     info:DatasetInfo, # for the category ids
     progress='detect',# label of the progress bar
 )->list:              # of COCO results
-    "What the model finds in the images of a loader. Several processes share the work; the first gets everything, the others nothing."
+    """What the model finds in the images of a loader.
+    Several processes share the work; the first gets everything, the others nothing."""
     def outputs():
         for batch in tqdm(loader, desc=progress, unit='batch', disable=None if comm.is_main_process() else True):
             for sample, output in zip(batch, model(batch)): yield sample, output['instances'].to('cpu')
@@ -79,6 +80,7 @@ def _by_pycocotools(coco, results, kinds, image_ids):
         evaluation.params.imgIds = sorted(image_ids)
         yield _run(evaluation)
 
+# %% ../../nbs/measure/02_evaluate.ipynb #e7a1000001
 def _numbers(ids): return {v: n for n, v in enumerate(sorted(ids), 1)}
 
 def _by_hotcoco(coco, results, kinds, image_ids):
@@ -92,26 +94,40 @@ def _by_hotcoco(coco, results, kinds, image_ids):
             yield {k: entry[k] for k in fields if k in entry} | dict(id=n, image_id=image, category_id=category)
 
     truth = hotcoco.COCO(dict(
-        images=[dict(id=images[i['id']], width=i['width'], height=i['height']) for i in coco['images'] if i['id'] in images],
-        categories=[dict(id=n, name=str(n)) for n in categories.values()], annotations=list(numbered(coco['annotations']))))
+        images=[dict(id=images[i['id']], width=i['width'], height=i['height'])
+                for i in coco['images'] if i['id'] in images],
+        categories=[dict(id=n, name=str(n)) for n in categories.values()],
+        annotations=list(numbered(coco['annotations']))))
     found = truth.load_res(list(numbered(results)))
     for kind in kinds: yield _run(hotcoco.COCOeval(truth, found, kind))
 
+# %% ../../nbs/measure/02_evaluate.ipynb #e7a1000003
 EVALUATORS = dict(hotcoco=_by_hotcoco, pycocotools=_by_pycocotools)
 
 def _check_evaluator(name):
-    if name not in EVALUATORS: raise MimdetError(f'unknown evaluator {name!r}; there are {", ".join(EVALUATORS)}')
+    if name not in EVALUATORS:
+        raise MimdetError(f'unknown evaluator {name!r}; there are {", ".join(EVALUATORS)}')
 
 # %% ../../nbs/measure/02_evaluate.ipynb #12-1d2e3f07
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl') # the first six of the summary
 
+def _by_name(names, precision, stats):
+    per_category = {name: values[values > -1] for name, values in zip(names, precision.transpose(2, 0, 1))}
+    return dict(zip(METRICS, map(_percent, stats))) | dict(
+        per_category={name: _percent(values.mean()) for name, values in per_category.items() if len(values)})
+
+def _percent(value): return None if value < 0 else round(100*float(value), 3)
+
+# %% ../../nbs/measure/02_evaluate.ipynb #e7a1000007
 def _in_the_clean_form(source, results, image_ids):
     "A data set, and results and image ids that name its entries as the file does."
     if isinstance(source, dict): return source, results, image_ids
     reading = read_coco(source)
-    named = image_ids if image_ids is None else [r['image_id'] for r in reading.as_read([dict(image_id=i, category_id=0) for i in image_ids])]
-    return reading.coco, reading.as_read(results), named
+    if image_ids is None: return reading.coco, reading.as_read(results), None
+    named = reading.as_read([dict(image_id=i, category_id=0) for i in image_ids])
+    return reading.coco, reading.as_read(results), [r['image_id'] for r in named]
 
+# %% ../../nbs/measure/02_evaluate.ipynb #e7a1000009
 def average_precisions(
     source,                  # annotations: a path, or a data set in the clean form
     results:list,            # COCO results of its ids
@@ -124,7 +140,8 @@ def average_precisions(
     coco, results, image_ids = _in_the_clean_form(source, results, image_ids)
     known = {image['id'] for image in coco['images']}
     stray = next((r['image_id'] for r in results if r['image_id'] not in known), None)
-    if stray is not None: raise MimdetError(f'the results name image {stray!r}, which is not in the annotations')
+    if stray is not None:
+        raise MimdetError(f'the results name image {stray!r}, which is not in the annotations')
     chosen = known if image_ids is None else known.intersection(image_ids)
     names = [*labels(sorted((category['id'], category['name']) for category in coco['categories'])).values()]
     evaluated = EVALUATORS[evaluator](coco, results, kinds, chosen)
@@ -133,13 +150,6 @@ def average_precisions(
 def average_precision(source, results, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
     "COCO's average precision of one kind, 'bbox' or 'segm': see `average_precisions`."
     return average_precisions(source, results, [kind], image_ids, evaluator)[kind]
-
-def _by_name(names, precision, stats):
-    per_category = {name: values[values > -1] for name, values in zip(names, precision.transpose(2, 0, 1))}
-    return dict(zip(METRICS, map(_percent, stats))) | dict(
-        per_category={name: _percent(values.mean()) for name, values in per_category.items() if len(values)})
-
-def _percent(value): return None if value < 0 else round(100*float(value), 3)
 
 # %% ../../nbs/measure/02_evaluate.ipynb #22-54c84afd
 def evaluate(
@@ -157,7 +167,7 @@ def evaluate(
     limit:int=None,      # only the first images
     predictions='',      # file to save the detections to, in COCO's results format
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-)->dict:                 # ratio, strategy, seed, c4, samples, images, precision, seconds; evaluator, bbox, segm in the first process
+)->dict: # ratio, strategy, seed, c4, samples, images, precision, seconds; evaluator, bbox, segm in the first process
     "Box and mask AP of a model on a data set, at one setting of the sampling."
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))
@@ -188,14 +198,21 @@ def format_rows(rows)->str:
     columns = [(kind, m) for kind in ('bbox', 'segm') if kind in rows[0] for m in METRICS]
     c4 = [row['c4'] + (f' x {k}' if (k := row.get('samples', 1)) > 1 else '') for row in rows]
     width = 2 + max(map(len, c4))
-    lines = ['ratio  ' + 'c4'.ljust(width) + ''.join(f'{"box" if k == "bbox" else "mask"} {m}'.rjust(10) for k, m in columns)]
-    for row, source in zip(rows, c4): lines.append(f'{row["ratio"]:<7g}{source.ljust(width)}' + ''.join(('-' if row[k][m] is None else f'{row[k][m]:.1f}').rjust(10) for k, m in columns))
+    names = [f'{"box" if kind == "bbox" else "mask"} {m}' for kind, m in columns]
+    lines = ['ratio  ' + 'c4'.ljust(width) + ''.join(name.rjust(10) for name in names)]
+    for row, source in zip(rows, c4):
+        values = [row[kind][m] for kind, m in columns]
+        shown = ['-' if value is None else f'{value:.1f}' for value in values]
+        lines.append(f'{row["ratio"]:<7g}{source.ljust(width)}' + ''.join(value.rjust(10) for value in shown))
     return '\n'.join(lines)
 
+# %% ../../nbs/measure/02_evaluate.ipynb #e7a100000b
 def check_classes(cfg, info):
     "Raise `MimdetError` if a model's categories are not those of a data set."
     count = cfg.model.roi_heads.num_classes
     known = class_names(cfg.data)
-    if count != len(info.classes): raise MimdetError(f'the model has {count} categories, {info.json} has {len(info.classes)}')
+    if count != len(info.classes):
+        raise MimdetError(f'the model has {count} categories, {info.json} has {len(info.classes)}')
     for mine, theirs in zip(known, info.classes):
-        if mine != theirs: raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')
+        if mine != theirs:
+            raise MimdetError(f'category {mine!r} of the model is {theirs!r} in {info.json}: order or names differ')

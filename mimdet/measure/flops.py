@@ -45,14 +45,17 @@ def flops(
     sizes = r.level_sizes(height, width)
     regions = r.proposals[1] if proposals is None else proposals
     parts = r.kind.work(r, sizes[2], keep_count(sizes[2], ratio))
-    parts |= dict(pyramid=_pyramid(r, sizes), proposals=_proposals(r, sizes), boxes=regions*_box(r), masks=detections*_mask(r))
+    parts |= dict(pyramid=_pyramid(r, sizes), proposals=_proposals(r, sizes),
+                  boxes=regions*_box(r), masks=detections*_mask(r))
     return parts | dict(total=sum(parts.values()))
 
 # %% ../../nbs/measure/04_flops.ipynb #26-bb7241a3
 def known(
     recipe:str,        # one of `mimdet.recipes.names()`
-    ratio:float=None,  # share of tokens that the encoder sees; None: as in the recipe. Without effect where nothing is sampled
-    height:int=0,      # of the image in pixels; 0: the largest that the recipe trains on. A recipe for squares always takes its square
+    # share of tokens that the encoder sees; None: as in the recipe. Without effect where nothing is sampled
+    ratio:float=None,
+    # of the image in pixels; 0: the largest that the recipe trains on. A recipe for squares always takes its square
+    height:int=0,
     width:int=0,       # likewise
 )->dict:
     "Recipe, size, backbone, ratio, image, tokens that the encoder sees, parameters and FLOPs of a setting."
@@ -60,5 +63,6 @@ def known(
     height, width = r.image_size(height, width)
     ratio = (ratio or r.sample_ratio) if r.kind.samples else 1.
     tokens = keep_count(r.level_sizes(height, width)[2], ratio)
-    return dict(recipe=recipe, size=r.size, backbone=r.backbone, ratio=ratio, height=height, width=width, tokens=tokens,
+    return dict(recipe=recipe, size=r.size, backbone=r.backbone, ratio=ratio,
+                height=height, width=width, tokens=tokens,
                 parameters=parameter_count(recipe), flops=flops(r, ratio, height, width))

@@ -35,9 +35,19 @@ def _targets(paths, output):
     "Where each drawing goes. Raises `MimdetError` if one would replace a picture or another drawing."
     targets = {path: output/f'{path.stem}.png' for path in paths}
     for target in targets.values():
-        if target.resolve() in {p.resolve() for p in paths}: raise MimdetError(f'{target} is one of the pictures: choose another --output')
-    if len({*targets.values()}) < len(paths): raise MimdetError('two of the pictures have one name, apart from folder and ending: predict them into two folders')
+        if target.resolve() in {p.resolve() for p in paths}:
+            raise MimdetError(f'{target} is one of the pictures: choose another --output')
+    if len({*targets.values()}) < len(paths):
+        raise MimdetError('two of the pictures have one name, apart from folder and ending: '
+                          'predict them into two folders')
     return targets
+
+# %% ../../nbs/measure/03_predict.ipynb #94ed000002
+def _named(result, names, category_ids):
+    "A result with the picture's name in place of an id, and with the category's name."
+    index = result['category_id']
+    rest = {key: value for key, value in result.items() if key != 'image_id'}
+    return dict(file_name=result['image_id'], category=names[index]) | rest | dict(category_id=category_ids[index])
 
 # %% ../../nbs/measure/03_predict.ipynb #35-1d2e3f0b
 def predict_pictures(
@@ -64,27 +74,24 @@ def predict_pictures(
         picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
         with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
         size = dict(reduced=reduced[path]) if reduced[path] > 1 else {}
-        return path, [_named(result, names, data.category_ids) | size for result in coco_results(instances, path.name)]
+        results = coco_results(instances, path.name)
+        return path, [_named(result, names, data.category_ids) | size for result in results]
 
     found, finished = [], in_background(finish, detected(), workers, depth=workers)
     with evaluating(model): # once, so that weights are cast once
         for path, objects in tqdm(finished, total=len(paths), desc='predict', unit='image', disable=None):
             found += objects
-            size = f' (read at 1/{reduced[path]} of its size, which boxes and masks refer to)' if reduced[path] > 1 else ''
-            print(f'{path.name}{size}: {", ".join(each["category"] for each in objects) or "nothing"}')
+            at = f' (read at 1/{reduced[path]} of its size, which boxes and masks refer to)'
+            names_found = ', '.join(each['category'] for each in objects)
+            print(f'{path.name}{at if reduced[path] > 1 else ""}: {names_found or "nothing"}')
     write_json(Path(output)/'predictions.json', found)
     return found
-
-def _named(result, names, category_ids):
-    "A result with the picture's name in place of an id, and with the category's name."
-    index = result['category_id']
-    rest = {key: value for key, value in result.items() if key != 'image_id'}
-    return dict(file_name=result['image_id'], category=names[index]) | rest | dict(category_id=category_ids[index])
 
 # %% ../../nbs/measure/03_predict.ipynb #29-2d4927c7
 @contextlib.contextmanager
 def watching_samples(model):
-    "A list that gets, for each batch inside the block, the token grid and the tokens of its first image that the transformer saw."
+    """A list that gets, for each batch inside the block, the token grid
+    and the tokens of its first image that the transformer saw."""
     seen, backbone = [], model.bottom_up
     def sampled(module, args, out): seen.append((args[1], args[2][0].tolist()))
     def whole(module, args, out):
@@ -117,7 +124,8 @@ def examples(
     for record in info.records[:count]:
         pixels = read_image(record['file_name'])
         objects = truth.loadAnns(truth.getAnnIds(record['image_id']))
-        example = dict(image_id=record['image_id'], image=png_text(pixels), height=pixels.shape[0], width=pixels.shape[1], views=[],
+        example = dict(image_id=record['image_id'], image=png_text(pixels),
+                       height=pixels.shape[0], width=pixels.shape[1], views=[],
                        ground_truth=[_plain(a | dict(segmentation=truth.annToRLE(a)), names) for a in objects])
         for ratio in ratios:
             with model.sampled(ratio), watching_samples(model) as seen:

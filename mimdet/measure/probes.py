@@ -27,6 +27,7 @@ class StemAlone(nn.Module):
         self.register_buffer('bias', bias)     # (decoder_dim,)
     def forward(self, seen, keep, grid, features): return features @ self.weight + self.bias
 
+# %% ../../nbs/measure/01_probes.ipynb #9b0be00003
 def fit_stem_alone(
     model,   # a `Detector`
     loader,  # of images to fit on; not those to evaluate on
@@ -48,6 +49,7 @@ def fit_stem_alone(
     solution = torch.linalg.solve(x.T @ x + ridge, x.T @ y).float().to(model.device)
     return StemAlone(solution[:-1], solution[-1])
 
+# %% ../../nbs/measure/01_probes.ipynb #9b0be00005
 @contextlib.contextmanager
 def decoder_replaced(model, stand_in):
     "The model with `stand_in` in its decoder's place inside the block."
@@ -63,7 +65,8 @@ def c4_variance(
     ratios,       # sample ratios
     seed:int=0,   # of the sampling
 )->list:          # of dictionaries: ratio, share
-    "The mean square by which c4 at each ratio differs from c4 at ratio 1.0, as a share of c4's variance there; padding does not count."
+    """The mean square by which c4 at each ratio differs from c4 at ratio 1.0,
+    as a share of c4's variance there; padding does not count."""
     backbone, count, total, squares, moved = model.bottom_up, 0, 0., 0., dict.fromkeys(ratios, 0.)
     def maps(images, ratio):
         with model.sampled(ratio): c4 = backbone(images)['c4']
@@ -90,10 +93,13 @@ def best_scores(
     for i, a in enumerate(objects): places[a['image_id'], a['category_id']].append(i)
     best = np.zeros(len(objects))
     for key in found.keys() & places.keys():
-        ious = rle.iou([r['bbox'] for r in found[key]], [objects[i]['bbox'] for i in places[key]], [0]*len(places[key])) # (detections, objects)
-        best[places[key]] = (np.array([[r['score']] for r in found[key]])*(ious >= overlap)).max(0)
+        boxes, truth = [r['bbox'] for r in found[key]], [objects[i]['bbox'] for i in places[key]]
+        ious = rle.iou(boxes, truth, [0]*len(truth)) # (detections, objects)
+        scores = np.array([[r['score']] for r in found[key]])
+        best[places[key]] = (scores*(ious >= overlap)).max(0)
     return best
 
+# %% ../../nbs/measure/01_probes.ipynb #9b0be00007
 def sampling_agreement(
     json,              # annotations: a path
     predictions:list,  # COCO results of each sampling
@@ -101,14 +107,21 @@ def sampling_agreement(
     overlap:float=0.5, # of the boxes, at least
     score:float=0.5,   # from which an object counts as found
 )->dict:               # seeds, always, sometimes, never, score_sd, found_sd
-    "How far several samplings agree on the objects of a data set: shares of objects, the mean spread of an object's score, the spread of the share that is found."
-    if len(predictions) < 2: raise MimdetError(f'{len(predictions)} sampling cannot agree or disagree with another: give the predictions of at least two')
+    """How far several samplings agree on the objects of a data set:
+    shares of objects, the mean spread of an object's score, the spread of the share that is found."""
+    if len(predictions) < 2:
+        raise MimdetError(f'{len(predictions)} sampling cannot agree or disagree with another: '
+                          'give the predictions of at least two')
     reading = read_coco(json)
     truth, predictions = quiet_coco(reading.coco), [reading.as_read(results) for results in predictions]
     ids = truth.getImgIds() if image_ids is None else list(image_ids)
     objects = [a for i in ids for a in truth.imgToAnns[i] if not a.get('iscrowd')]
     if not objects: raise MimdetError(f'{json}: no objects in these images')
     scores = np.stack([best_scores(objects, results, overlap) for results in predictions]) # (samplings, objects)
-    times = (scores >= score).sum(0)
-    return dict(seeds=len(predictions), always=(times == len(predictions)).mean().item(), sometimes=((times > 0) & (times < len(predictions))).mean().item(),
-                never=(times == 0).mean().item(), score_sd=scores.std(0, ddof=1).mean().item(), found_sd=(scores >= score).mean(1).std(ddof=1).item())
+    found = scores >= score
+    times, samplings = found.sum(0), len(predictions)
+    return dict(seeds=samplings,
+                always=(times == samplings).mean().item(),
+                sometimes=((times > 0) & (times < samplings)).mean().item(),
+                never=(times == 0).mean().item(), score_sd=scores.std(0, ddof=1).mean().item(),
+                found_sd=found.mean(1).std(ddof=1).item())
