@@ -29,12 +29,14 @@ def pooled(
     freedom = sum(v['n'] - 1 for v in repeated)
     return Spread((sum((v['n'] - 1)*v['sd']**2 for v in repeated)/freedom)**.5, freedom) if freedom else None
 
+# %% ../../nbs/study/11_claims.ipynb #05f0e5a001
 def half_width(
     spread:Spread,
     *trainings:int, # of each mean that the difference is between; of one model with itself, once
 )->float:
     "Half of a difference's 95 % confidence interval, in AP."
-    beyond = lambda t: betainc(spread.freedom/2, .5, 0, spread.freedom/(spread.freedom + t**2), regularized=True) # the share of differences further out than t
+    def beyond(t): # the share of differences further out than t
+        return betainc(spread.freedom/2, .5, 0, spread.freedom/(spread.freedom + t**2), regularized=True)
     return float(findroot(lambda t: beyond(t) - .05, 2))*spread.sd*sum(1/n for n in trainings)**.5
 
 # %% ../../nbs/study/11_claims.ipynb #08-df694001
@@ -74,23 +76,30 @@ def _box(found, m, ratio, ap='AP'): return (aps(found, m.key, ratio, ap=ap) or {
 
 def _mean(value): return value['mean'] if value else None
 
+# %% ../../nbs/study/11_claims.ipynb #12f0e5a001
 def _within(m, found):
     "Statements about one model: at ratio 1, its own, and 0.02."
     at = {ratio: _box(found, m, ratio) for ratio in (1., m.ratio, PROBE_RATIO)}
-    side = lambda ratio: (f'at {ratio:g}', _mean(at[ratio]))
+    def side(ratio): return f'at {ratio:g}', _mean(at[ratio])
     def between(claim, paper, ratio, other, least):
         gained = change(at[ratio], at[other])
-        return Claim(claim, paper, f'AP at {ratio:g} − AP at {other:g}', m.key, least, gained, (gained and gained['n'],),
+        compared = f'AP at {ratio:g} − AP at {other:g}'
+        return Claim(claim, paper, compared, m.key, least, gained, (gained and gained['n'],),
                      (side(ratio), side(other)))
     if m.ratio < 1: yield between('More tokens than in training do no harm', UNPUBLISHED, 1., m.ratio, -MARGIN)
-    yield between(f'The detector uses what its encoder sees: at least {IN_USE:g} AP are lost with {PROBE_RATIO:.0%} of the tokens',
+    yield between('The detector uses what its encoder sees: '
+                  f'at least {IN_USE:g} AP are lost with {PROBE_RATIO:.0%} of the tokens',
                   None, m.ratio, PROBE_RATIO, IN_USE)
+    yield _small_against_larger(m, found)
+
+def _small_against_larger(m, found):
+    "A statement about two sizes of objects: at ratio 1 and at a quarter."
     large = 'APl' if (_box(found, m, 1., 'APl') or {}).get('n') else 'APm' # small images hold no large objects
     lost = {ap: change(_box(found, m, 1., ap), _box(found, m, .25, ap)) for ap in ('APs', large)}
     more = change(lost['APs'], lost[large])
-    yield Claim('Small objects lose more than larger ones when the encoder sees a quarter', None,
-                f'loss in APs − loss in {large}, from 1 to 0.25', m.key, 0., more, (more and more['n'],),
-                tuple((f'{ap} at 1', _mean(_box(found, m, 1., ap))) for ap in lost))
+    return Claim('Small objects lose more than larger ones when the encoder sees a quarter', None,
+                 f'loss in APs − loss in {large}, from 1 to 0.25', m.key, 0., more, (more and more['n'],),
+                 tuple((f'{ap} at 1', _mean(_box(found, m, 1., ap))) for ap in lost))
 
 # %% ../../nbs/study/11_claims.ipynb #14-87a1c3a6
 STATEMENTS = { # by the profile's word for a study: what is said, by the paper or by us, and the least difference
@@ -106,8 +115,9 @@ STATEMENTS = { # by the profile's word for a study: what is said, by the paper o
 def _between(claim, paper, first, second, name, found, least):
     ours, theirs = (m and _box(found, m, 1.) for m in (first, second))
     names = first.key if first else 'the main model', name
-    return Claim(claim, paper, f'AP of {names[0]} − AP of {name}, at 1', name if second else NOT_RUN, least, difference(ours, theirs),
-                 tuple(v and v['n'] for v in (ours, theirs)), tuple(zip(names, map(_mean, (ours, theirs)))))
+    return Claim(claim, paper, f'AP of {names[0]} − AP of {name}, at 1', name if second else NOT_RUN, least,
+                 difference(ours, theirs), tuple(v and v['n'] for v in (ours, theirs)),
+                 tuple(zip(names, map(_mean, (ours, theirs)))))
 
 def _published_difference(first, second):
     "The paper's AP of one model minus that of another, at ratio 1; a word where one of them is not known."
@@ -115,9 +125,11 @@ def _published_difference(first, second):
     if not all(rows) or rows[0] == rows[1] or None in (aps := [row['box_AP'] for row in rows]): return UNPUBLISHED
     return number(aps[0] - aps[1], sign=True)
 
+# %% ../../nbs/study/11_claims.ipynb #14f0e5a002
 def claims(
     records,
-    rows:dict, # a profile's `tables`: ratio, a list of models; ablations, dictionaries of study, variant, model, the first the main model
+    rows:dict, # a profile's `tables`: ratio, a list of models;
+               # ablations, dictionaries of study, variant, model, the first the main model
 )->Table:
     "One row per statement, the paper's first: what is compared, the difference in box AP, its interval, the verdict."
     ratio, ablations = rows.get('ratio') or [], rows.get('ablations') or []
@@ -128,17 +140,20 @@ def claims(
     within = [claim for m in known.values() if m.train_ratio for claim in _within(m, found)]
     at_one = pooled(_box(found, m, 1.) for m in known.values())
     made = [(c, at_one) for c in _all_between(ratio, ablations, known, found)]
-    made += [(c, pooled(other.found for other in within if other.claim == c.claim)) for name in ratio for c in within if c.model == name]
+    for name in ratio:
+        for c in within:
+            if c.model == name: made.append((c, pooled(other.found for other in within if other.claim == c.claim)))
     ordered = sorted(made, key=lambda pair: pair[0].paper is None)
     return make_table([_row(*pair) for pair in ordered], ['claim', 'said by', 'compared', 'model'])
 
+# %% ../../nbs/study/11_claims.ipynb #14f0e5a003
 def _all_between(ratio, ablations, known, found):
     trained = [known[name] for name in ratio if name in known]
     whole = next((m for m in trained if m.train_ratio == 1), None)
     for part in trained if whole else ():
         if part.ratio < 1:
-            yield _between(f'Training on {part.ratio:.0%} of the tokens is enough', _published_difference(part, whole), part, whole,
-                           whole.key, found, -MARGIN)
+            yield _between(f'Training on {part.ratio:.0%} of the tokens is enough', _published_difference(part, whole),
+                           part, whole, whole.key, found, -MARGIN)
     main = known.get(ablations[0]['model']) if ablations else None
     for row in ablations[1:]:
         said, by_paper, least = STATEMENTS.get(row['study'], (row['study'], False, 0.))
@@ -146,14 +161,19 @@ def _all_between(ratio, ablations, known, found):
         paper = _published_difference(main, other) if by_paper else None
         yield _between(f'{said}: against {row["variant"]}', paper, main, other, row['model'], found, least)
 
+# %% ../../nbs/study/11_claims.ipynb #14f0e5a004
 def _row(c, spread):
     half = half_width(spread, *c.trainings) if spread and c.found else None
-    around = None if c.found is None else '–' if half is None else f'{c.found["mean"] - half:+.1f} to {c.found["mean"] + half:+.1f}'
+    if c.found is None: around = None
+    elif half is None: around = '–'
+    else: around = f'{c.found["mean"] - half:+.1f} to {c.found["mean"] + half:+.1f}'
     verdict = judged(c.found, half, c.least, c.level)
     sides = '; '.join(f'{name}: {mean:.1f}' for name, mean in c.sides if mean is not None)
-    return {'claim': c.claim, 'said by': 'us' if c.paper is None else 'the paper', 'compared': c.compared, 'model': c.model,
-            'paper': '–' if c.paper is None else c.paper, 'ours': c.found, '95 % interval': around, 'verdict': verdict,
-            'what goes the other way': f'Here {sides}.' if verdict == 'fails' else '–'}
+    return {
+        'claim': c.claim, 'said by': 'us' if c.paper is None else 'the paper', 'compared': c.compared,
+        'model': c.model, 'paper': '–' if c.paper is None else c.paper, 'ours': c.found,
+        '95 % interval': around, 'verdict': verdict,
+        'what goes the other way': f'Here {sides}.' if verdict == 'fails' else '–'}
 
 def decided(
     table:Table, # of claims

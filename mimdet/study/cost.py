@@ -9,7 +9,9 @@ __all__ = ['NETWORK', 'BUSY', 'network', 'cost_of', 'cores_had', 'how_measured']
 from .records import Model, field, machine, of_kind
 
 # %% ../../nbs/study/08_cost.ipynb #69-360659fa
-NETWORK = {'backbone', 'dim', 'depth', 'heads', 'decoder_dim', 'decoder_depth', 'decoder_heads', 'fill', 'window', 'channels', 'levels'} # fields of a recipe that change its cost
+NETWORK = { # fields of a recipe that change its cost
+    'backbone', 'dim', 'depth', 'heads', 'decoder_dim', 'decoder_depth', 'decoder_heads', 'fill',
+    'window', 'channels', 'levels'}
 
 def network(recipe:str)->str:
     "The part of a recipe's name that says how much a pass costs."
@@ -25,7 +27,8 @@ def cost_of(
     if NETWORK & {*changes}: return {}
     side = changes.get('test_short_edge') or changes.get('square')
     place = lambda row: (row['height'] != side, row['height']*row['width'], row['machine'])
-    rows = [row | dict(machine=machine(r)) for r in of_kind(records, 'cost') for row in field(r, 'metrics', 'rows') if _fits(row, m, mode)]
+    rows = [row | dict(machine=machine(r)) for r in of_kind(records, 'cost')
+            for row in field(r, 'metrics', 'rows') if _fits(row, m, mode)]
     return {row['ratio'] or 1.: row for row in rows if place(row) == min(map(place, rows))}
 
 def _fits(row, m, mode):
@@ -50,6 +53,7 @@ def how_measured(record)->str:
     text = (f"{record['name']}: {p['rounds']} {rounds} in fresh processes, {p['repeats']} timed {passes} each, "
             'median (slowest to fastest).')
     if 'gpu' in record['hardware']: return text
-    text += f" The load average was {record['extra']['load']:g} at the start, and the timed passes had {had:.2f} of {asked} cores."
+    text += (f" The load average was {record['extra']['load']:g} at the start, "
+             f'and the timed passes had {had:.2f} of {asked} cores.')
     if had >= BUSY*asked: return text
     return text + ' **Other work had a good part of the processor: trust shares and CPU seconds more than rates.**'

@@ -52,12 +52,14 @@ DASHES = ('-', '--', '-.', ':')
 def captions_of(known)->dict:
     "{model: the ratio it was trained at if that tells it from the others, else its name}."
     ratios = [m.train_ratio for m in known]
-    return {m.key: f'trained at {m.train_ratio:.0%}' if m.train_ratio and len({*ratios}) == len(ratios) else m.key for m in known}
+    tell = len({*ratios}) == len(ratios)
+    return {m.key: f'trained at {m.train_ratio:.0%}' if m.train_ratio and tell else m.key for m in known}
 
 def looks(known)->dict:
     "{model: colour, linestyle, label}."
     names = captions_of(known)
-    return {m.key: dict(color=PALETTE[i % len(PALETTE)], linestyle=DASHES[i//len(PALETTE) % len(DASHES)], label=names[m.key]) for i, m in enumerate(known)}
+    return {m.key: dict(color=PALETTE[i % len(PALETTE)], linestyle=DASHES[i//len(PALETTE) % len(DASHES)],
+                        label=names[m.key]) for i, m in enumerate(known)}
 
 # %% ../../nbs/study/10_figures.ipynb #21-b3380624
 NO_VIT = -.12 # where "stem guess" stands on the axis
@@ -71,8 +73,11 @@ def curve(
     ap='AP',
 )->np.ndarray:  # (3, ratios): ratio, mean, standard deviation over trainings, else over samplings, else 0
     "AP over the inference ratio, without the probe."
-    values = [(s.ratio, v) for s in sorted(found) if (s.model, s.c4, s.samples) == (key, 'decoder', 1) and s.ratio != PROBE_RATIO and (v := found[s][f'{task} {ap}'])['n']]
-    return np.array([(ratio, v['mean'], v['sd'] if v['sd'] is not None else v['sampling_sd'] or 0) for ratio, v in values]).reshape(-1, 3).T
+    drawn = [s for s in sorted(found)
+             if (s.model, s.c4, s.samples) == (key, 'decoder', 1) and s.ratio != PROBE_RATIO]
+    values = [(s.ratio, v) for s in drawn if (v := found[s][f'{task} {ap}'])['n']]
+    rows = [(ratio, v['mean'], v['sd'] if v['sd'] is not None else v['sampling_sd'] or 0) for ratio, v in values]
+    return np.array(rows).reshape(-1, 3).T
 
 def draw_curve(ax, x, mean, sd, color, linestyle, label, **more):
     "A line with its band."
@@ -80,9 +85,11 @@ def draw_curve(ax, x, mean, sd, color, linestyle, label, **more):
     ax.fill_between(x, mean - sd, mean + sd, color=color, alpha=.18, linewidth=0)
     return line
 
+# %% ../../nbs/study/10_figures.ipynb #21f0e5a001
 def evaluated(records):
     "`summary` and the models of records; raises `MimdetError` if there is nothing to draw."
-    if not of_kind(records, 'evaluate'): raise MimdetError('nothing has been evaluated: no evaluate record among the records')
+    if not of_kind(records, 'evaluate'):
+        raise MimdetError('nothing has been evaluated: no evaluate record among the records')
     return summary(records), ordered(records)
 
 # %% ../../nbs/study/10_figures.ipynb #22-8ce5facd
@@ -95,25 +102,32 @@ def ap_over_ratio(records):
         for ax, task in zip(axes, TASKS.values()):
             for m in known: _ratio_line(ax, m, found, task, look[m.key])
             ax.set(title=f'{task} AP', xlim=(NO_VIT - .07, 1.05), xlabel='tokens the encoder sees at inference')
-            ax.set_xticks([NO_VIT, PROBE_RATIO, .25, .5, .75, 1], ['stem\nguess', f'{PROBE_RATIO:.0%}', '25%', '50%', '75%', '100%'])
+            ax.set_xticks([NO_VIT, PROBE_RATIO, .25, .5, .75, 1],
+                          ['stem\nguess', f'{PROBE_RATIO:.0%}', '25%', '50%', '75%', '100%'])
             ax.set_ylim(0, max(1, ax.get_ylim()[1]*1.05))
         legend(fig, axes[0])
-        sign(fig, records, f'Ring: the training ratio. Dotted: probes (2% of the tokens; stride-16 map guessed from the stem).\n{BANDS}')
+        sign(fig, records, 'Ring: the training ratio. '
+                           f'Dotted: probes (2% of the tokens; stride-16 map guessed from the stem).\n{BANDS}')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #22f0e5a001
 def legend(fig, ax, columns=3):
     "The lines of `ax`, above the figure."
     handles, labels = ax.get_legend_handles_labels()
-    if labels: fig.legend(handles, labels, loc='outside upper left', ncols=min(columns, len(labels)), handlelength=2.8)
+    if not labels: return
+    fig.legend(handles, labels, loc='outside upper left', ncols=min(columns, len(labels)), handlelength=2.8)
 
 def _ratio_line(ax, m, found, task, look):
     line = curve(found, m.key, task)
     if not line.size: return
     draw_curve(ax, *line, **look)
-    probes = [(x, v[task]['mean']) for x, v in ((NO_VIT, aps(found, m.key, m.ratio, 'stem')), (PROBE_RATIO, aps(found, m.key, PROBE_RATIO))) if v and v[task]['n']]
-    ax.plot(*np.array(probes + [line[:2, 0]]).T, linestyle=':', linewidth=1.2, color=look['color'], marker='D', markersize=4, markevery=range(len(probes)), zorder=1.5)
+    measured = (NO_VIT, aps(found, m.key, m.ratio, 'stem')), (PROBE_RATIO, aps(found, m.key, PROBE_RATIO))
+    probes = [(x, v[task]['mean']) for x, v in measured if v and v[task]['n']]
+    ax.plot(*np.array(probes + [line[:2, 0]]).T, linestyle=':', linewidth=1.2, color=look['color'],
+            marker='D', markersize=4, markevery=range(len(probes)), zorder=1.5)
     own = line[:2, line[0] == m.ratio]
-    ax.plot(*own, marker='o', markersize=11, markerfacecolor='none', markeredgecolor=look['color'], markeredgewidth=1.3, linestyle='none')
+    ax.plot(*own, marker='o', markersize=11, markerfacecolor='none', markeredgecolor=look['color'],
+            markeredgewidth=1.3, linestyle='none')
 
 # %% ../../nbs/study/10_figures.ipynb #25-892a9a10
 COSTS = { # {label: what was found for a row, as often as it was measured}
@@ -121,13 +135,16 @@ COSTS = { # {label: what was found for a row, as often as it was measured}
     'measured milliseconds per image': lambda row: [1000*seconds/row['batch'] for seconds in row['seconds']]}
 SHAPES = dict(zip(RATIOS, 'vsDo')) # of a point, by its inference ratio
 
+# %% ../../nbs/study/10_figures.ipynb #25f0e5a001
 def ap_over_cost(records):
     "Box AP over FLOPs and over latency, one line per model through the inference ratios."
     found, known = evaluated(records)
     with style():
         fig, axes = plt.subplots(1, 2, figsize=(8.2, 4.1), sharey=True)
-        measured = [_cost_lines(ax, records, found, known, mode, pick) for ax, mode, pick in zip(axes, (None, 'forward'), COSTS.values())]
-        for ax, title, label in zip(axes, ('AP over work', 'AP over time'), COSTS): ax.set(title=title, xlabel=label)
+        measured = [_cost_lines(ax, records, found, known, mode, pick)
+                    for ax, mode, pick in zip(axes, (None, 'forward'), COSTS.values())]
+        for ax, title, label in zip(axes, ('AP over work', 'AP over time'), COSTS):
+            ax.set(title=title, xlabel=label)
         axes[0].set(ylabel='box AP', ylim=(0, None))
         rows = [row for group in measured for row in group]
         ratios = {row['ratio'] for row in rows} & {ratio for m in known for ratio in curve(found, m.key)[0]}
@@ -135,8 +152,11 @@ def ap_over_cost(records):
             axes[0].errorbar([], [], fmt=SHAPES[ratio], color=QUIET, label=f'{ratio:.0%} of the tokens')
         legend(fig, axes[0], columns=4)
         if not rows: axes[0].set(yticks=[])
-        sizes = sorted({f'{r["height"]} x {r["width"]} pixels' for r in rows} | {r['machine'] for r in rows if 'seconds' in r})
-        sign(fig, records, '\n'.join(t for t in (f'Vertical bars: {SPREAD} Horizontal: the fastest to the slowest measurement.', sizes and f'Cost: {", ".join(sizes)}.') if t))
+        sizes = sorted({f'{r["height"]} x {r["width"]} pixels' for r in rows}
+                       | {r['machine'] for r in rows if 'seconds' in r})
+        notes = (f'Vertical bars: {SPREAD} Horizontal: the fastest to the slowest measurement.',
+                 sizes and f'Cost: {", ".join(sizes)}.')
+        sign(fig, records, '\n'.join(note for note in notes if note))
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #27-2f0deb97
@@ -145,7 +165,8 @@ def _cost_lines(ax, records, found, known, mode, pick):
     used, look = [], looks(known)
     for m in known:
         costs, line = cost_of(records, m, mode), curve(found, m.key)
-        points = [(ratio, mean, sd, *np.quantile(pick(costs[ratio]), (0, .5, 1))) for ratio, mean, sd in line.T if ratio in costs]
+        points = [(ratio, mean, sd, *np.quantile(pick(costs[ratio]), (0, .5, 1)))
+                  for ratio, mean, sd in line.T if ratio in costs]
         if not points: continue
         ratio, mean, sd, least, x, most = np.array(points).T
         ax.errorbar(x, mean, sd, (x - least, most - x), elinewidth=1, **look[m.key])
@@ -180,6 +201,7 @@ def ap_along(
         sign(fig, records, f'The encoder sees all tokens. Dotted: as many as in training.\n{BANDS}')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #d4a1b00004
 def _along(ax, points, **look):
     "Box AP over x, where it was measured."
     known = [(x, v['box']['mean'], v['box']['sd'] or 0.) for x, v in points if v and v['box']['n']]
@@ -207,12 +229,14 @@ def ap_by_size(records):
         sign(fig, records, f'Ring: the training ratio. {BANDS} Lower row: over trainings only.')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #30f0e5a001
 def _size_lines(axes, m, found, ap, look):
     whole = curve(found, m.key, ap=ap)
     if not whole.size: return False
     draw_curve(axes[0], *whole, **look)
     own = whole[:2, whole[0] == m.ratio]
-    axes[0].plot(*own, marker='o', markersize=10, markerfacecolor='none', markeredgecolor=look['color'], linestyle='none')
+    axes[0].plot(*own, marker='o', markersize=10, markerfacecolor='none', markeredgecolor=look['color'],
+                 linestyle='none')
     at = lambda ratio: (aps(found, m.key, ratio, ap=ap) or {}).get('box')
     moved = [(ratio, v['mean'], v['sd'] or 0) for ratio in whole[0] if (v := change(at(ratio), at(1.)))]
     if moved: draw_curve(axes[1], *np.array(moved).T, **look)
@@ -233,7 +257,8 @@ def spread(records):
         for ax in axes.flat[len(known):]: ax.set_axis_off()
         for ax in axes[:, 0]: ax.set_ylabel('box AP minus its mean')
         seeds = sorted({seed for m in known for seed in m.seeds})
-        handles = [plt.Line2D([], [], color=PALETTE[i % 7], marker=MARKS[i % 8], linestyle='none', label=f'training seed {seed}') for i, seed in enumerate(seeds)]
+        handles = [plt.Line2D([], [], color=PALETTE[i % 7], marker=MARKS[i % 8], linestyle='none',
+                              label=f'training seed {seed}') for i, seed in enumerate(seeds)]
         fig.legend(handles=handles, loc='outside upper left', ncols=min(5, len(handles)))
         sign(fig, records, 'Dots of a column: samplings of the same detector. Bars: the mean of each training.')
     return fig
@@ -258,7 +283,8 @@ def _strips(ax, m, done, title):
 FOUND = dict(always='in every sampling', sometimes='in some', never='in none')
 
 def sampling(records):
-    "Left: objects found in all, some, none of the samplings. Right: ensembles against one sampling and one pass over all tokens."
+    """Left: objects found in all, some, none of the samplings.
+    Right: ensembles against one sampling and one pass over all tokens."""
     found, known = evaluated(records)
     names = captions_of(known)
     with style():
@@ -272,21 +298,26 @@ def sampling(records):
         for ax in (shares, ensembles):
             if not ax.get_legend_handles_labels()[1]: say(ax, 'not run')
         handles = [h for ax in (shares, ensembles) for h in ax.get_legend_handles_labels()[0]]
-        if handles: fig.legend(handles=handles, loc='outside upper left', ncols=6, columnspacing=1, handletextpad=.4, handlelength=1.5)
-        sign(fig, records, 'An object is found if a detection of its category with score ≥ 0.5 overlaps it by half. Bars on the right: standard deviation over trainings.')
+        if handles:
+            fig.legend(handles=handles, loc='outside upper left', ncols=6, columnspacing=1, handletextpad=.4,
+                       handlelength=1.5)
+        sign(fig, records, 'An object is found if a detection of its category with score ≥ 0.5 overlaps it by half. '
+                           'Bars on the right: standard deviation over trainings.')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #38-d26e96ea
 def _rows(ax, labels):
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - .4, -.6)
     ax.grid(axis='y', visible=False)
 
-# %% ../../nbs/study/10_figures.ipynb #38-d26e96ea
 def _agreement_bars(ax, records, known, names):
     groups = {}
     for m in known:
         for r in of_kind(records, 'evaluate'):
-            for row in r['metrics'].get('sampling', ()) if r['params']['train'] in m.runs else (): groups.setdefault((m.key, row['ratio']), []).append([row[k] for k in FOUND])
+            if r['params']['train'] not in m.runs: continue
+            for row in r['metrics'].get('sampling', ()):
+                groups.setdefault((m.key, row['ratio']), []).append([row[k] for k in FOUND])
     left = np.zeros(len(groups))
     for i, (label, colour) in enumerate(zip(FOUND.values(), (PALETTE[0], PALETTE[5], '#dddddd'))):
         widths = np.array([np.mean(rows, 0)[i] for rows in groups.values()])
@@ -294,12 +325,19 @@ def _agreement_bars(ax, records, known, names):
         left = left + widths
     _rows(ax, [f'{names[key]}\nseeing {ratio:.0%}' for key, ratio in groups])
 
+# %% ../../nbs/study/10_figures.ipynb #38f0e5a001
 def _ensemble_points(ax, found, known, names):
     looks = [(m, s.ratio, s.samples) for m in known for s in sorted(found) if s.model == m.key and s.samples > 1]
-    kinds = {'one sampling': ('o', PALETTE[4], lambda m, r, k: (r,)), 'their ensemble': ('D', PALETTE[1], lambda m, r, k: (r, 'decoder', k)), 'one pass, all tokens': ('|', INK, lambda m, r, k: (1.,))}
+    kinds = { # label: mark, colour, what of `Setting` follows the model
+        'one sampling': ('o', PALETTE[4], lambda m, r, k: (r,)),
+        'their ensemble': ('D', PALETTE[1], lambda m, r, k: (r, 'decoder', k)),
+        'one pass, all tokens': ('|', INK, lambda m, r, k: (1.,))}
     for label, (mark, colour, where) in kinds.items():
-        points = [(y, v['box']) for y, look in enumerate(looks) if (v := aps(found, look[0].key, *where(*look))) and v['box']['n']]
-        if points: ax.errorbar([v['mean'] for _, v in points], [y for y, _ in points], xerr=[v['sd'] or 0 for _, v in points], fmt=mark, color=colour, label=label, markersize=12 if mark == '|' else 5.5, elinewidth=1)
+        measured = [aps(found, look[0].key, *where(*look)) for look in looks]
+        points = [(y, v['box']) for y, v in enumerate(measured) if v and v['box']['n']]
+        if not points: continue
+        ax.errorbar([v['mean'] for _, v in points], [y for y, _ in points], xerr=[v['sd'] or 0 for _, v in points],
+                    fmt=mark, color=colour, label=label, markersize=12 if mark == '|' else 5.5, elinewidth=1)
     _rows(ax, [f'{names[m.key]}\n{k} x {r:.0%}' for m, r, k in looks])
 
 # %% ../../nbs/study/10_figures.ipynb #41-8de74ad3
@@ -314,13 +352,17 @@ def smooth(
     return (sums[high] - sums[low])/(high - low)
 
 # %% ../../nbs/study/10_figures.ipynb #43-7306b0e8
-LOSSES = {'loss_cls': 'class', 'loss_box_reg': 'box', 'loss_mask': 'mask', 'loss_rpn_cls': 'proposal: object?', 'loss_rpn_loc': 'proposal: box'}
+LOSSES = {'loss_cls': 'class', 'loss_box_reg': 'box', 'loss_mask': 'mask',
+          'loss_rpn_cls': 'proposal: object?', 'loss_rpn_loc': 'proposal: box'}
 
+# %% ../../nbs/study/10_figures.ipynb #43f0e5a002
 def training_curves(records):
-    "Total training loss, masked-autoencoding loss and the five parts of the detector's loss; one colour per model, a line per seed."
+    """Total training loss, masked-autoencoding loss and the five parts of the detector's loss;
+    one colour per model, a line per seed."""
     trained, pretrained = of_kind(records, 'train'), of_kind(records, 'pretrain')
-    if not trained and not pretrained: raise MimdetError('nothing has been trained: no train or pretrain record among the records')
-    here = [record for record in pretrained if field(record, 'extra', 'curves')] # of one from elsewhere there are none
+    if not trained and not pretrained:
+        raise MimdetError('nothing has been trained: no train or pretrain record among the records')
+    here = [r for r in pretrained if field(r, 'extra', 'curves')] # of one from elsewhere there are none
     look = looks(ordered(records))
     with style():
         fig = plt.figure(figsize=(8.2, 5.8))
@@ -329,17 +371,21 @@ def training_curves(records):
         parts = [fig.add_subplot(grid[1, 2*i:2*i + 2]) for i in range(len(LOSSES))]
         for record in sorted(trained, key=lambda r: [*look].index(model_name(r))):
             own = look[model_name(record)] | dict(label=model_name(record))
-            for ax, loss in zip((total, *parts), ('total_loss', *LOSSES)): _curve(ax, record, loss, faint=ax is total, **own)
+            for ax, loss in zip((total, *parts), ('total_loss', *LOSSES)):
+                _curve(ax, record, loss, faint=ax is total, **own)
         if not trained: say(total, 'not run')
         _loss_axes([total], 'detector: total loss')
         _loss_axes(parts, *LOSSES.values(), fontsize=9)
         if here: _pretraining_loss(fig.add_subplot(grid[0, 6:]), here)
         legend(fig, total, 4)
-        sign(fig, records, 'Smooth lines: moving average over 1/15 of the run, one for each training seed. Lower row: the parts of the total loss.')
+        sign(fig, records, 'Smooth lines: moving average over 1/15 of the run, one for each training seed. '
+                           'Lower row: the parts of the total loss.')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #43f0e5a001
 def _pretraining_loss(ax, records):
-    for record, colour in zip(records, PALETTE[::-1]): _curve(ax, record, 'loss', faint=True, color=colour, label=record['name'])
+    for record, colour in zip(records, PALETTE[::-1]):
+        _curve(ax, record, 'loss', faint=True, color=colour, label=record['name'])
     _loss_axes([ax], 'masked autoencoder: loss')
     ax.legend(loc='upper right')
 
@@ -355,8 +401,10 @@ def _curve(ax, record, name, color, label, linestyle='-', faint=False):
     if name not in curves or len(curves[name]) != len(curves['iteration']):
         raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no whole curve {name!r}: run it again')
     values, known = curves[name], ax.get_legend_handles_labels()[1]
-    look = dict(label=None if label in known else label, color=color, linestyle=linestyle, linewidth=1.2) # once for all seeds
-    ax.plot(curves['iteration'], smooth(values, max(3, len(values)//15)), marker='.' if len(values) == 1 else None, **look)
+    new = label not in known # once for all seeds
+    look = dict(label=label if new else None, color=color, linestyle=linestyle, linewidth=1.2)
+    smoothed = smooth(values, max(3, len(values)//15))
+    ax.plot(curves['iteration'], smoothed, marker='.' if len(values) == 1 else None, **look)
     if faint: ax.plot(curves['iteration'], values, color=color, alpha=.2, linewidth=.6, zorder=1.5)
 
 # %% ../../nbs/study/10_figures.ipynb #55-0069d3df
@@ -366,19 +414,26 @@ def predictions(
     images:int=3,       # how many example images
     threshold:float=.5, # lowest score shown
 ):
-    "Per example image: above, the image and the tokens the encoder saw at each ratio; below, ground truth and predictions."
+    """Per example image: above, the image and the tokens the encoder saw at each ratio;
+    below, ground truth and predictions."""
     record = with_examples(records, name)
     examples = record['extra']['examples'][:images]
-    ratios, colours = sorted({view['ratio'] for e in examples for view in e['views']}), category_colours(examples)
+    ratios = sorted({view['ratio'] for e in examples for view in e['views']})
+    colours, columns = category_colours(examples), 1 + len(ratios)
     with style():
-        fig, axes = plt.subplots(2*len(examples), 1 + len(ratios), figsize=(1.65*(1 + len(ratios)), 3.35*len(examples) + .5), squeeze=False)
-        for e, above, below in zip(examples, axes[::2], axes[1::2]): _prediction_rows(above, below, e, ratios, colours, threshold)
-        for ax, title in zip(axes[0], ('image', *(f'{r:.0%} of the tokens' for r in ratios))): ax.set_title(title, fontsize=8, loc='center')
+        size = 1.65*columns, 3.35*len(examples) + .5
+        fig, axes = plt.subplots(2*len(examples), columns, figsize=size, squeeze=False)
+        for e, above, below in zip(examples, axes[::2], axes[1::2]):
+            _prediction_rows(above, below, e, ratios, colours, threshold)
+        for ax, title in zip(axes[0], ('image', *(f'{r:.0%} of the tokens' for r in ratios))):
+            ax.set_title(title, fontsize=8, loc='center')
         for ax in axes[::2, 0]: ax.set_ylabel('encoder sees', fontsize=7)
         for ax in axes[1::2, 0]: ax.set_ylabel('truth | predicted', fontsize=7)
-        sign(fig, [record], f'Run {field(record, "params", "train")}. Below each image: ground truth, then predictions with score >= {threshold:g}.')
+        sign(fig, [record], f'Run {field(record, "params", "train")}. '
+                            f'Below each image: ground truth, then predictions with score >= {threshold:g}.')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #55f0e5a001
 def with_examples(records, name:str='')->dict:
     "The evaluate record whose example pictures are shown: that of the highest box AP, or the one named."
     found = [r for r in of_kind(records, 'evaluate') if r['extra'].get('examples') and name in ('', r['name'])]
@@ -387,9 +442,11 @@ def with_examples(records, name:str='')->dict:
 
 def category_colours(examples)->dict:
     "{category: colour} of all objects and predictions."
-    names = sorted({thing['category'] for e in examples for group in (e['ground_truth'], *(v['predictions'] for v in e['views'])) for thing in group})
+    shown = [group for e in examples for group in (e['ground_truth'], *(v['predictions'] for v in e['views']))]
+    names = sorted({thing['category'] for group in shown for thing in group})
     return {category: PALETTE[i % len(PALETTE)] for i, category in enumerate(names)}
 
+# %% ../../nbs/study/10_figures.ipynb #55f0e5a002
 def _prediction_rows(above, below, example, ratios, colours, threshold):
     image, views = decode_image(example['image']), {view['ratio']: view for view in example['views']}
     show_image(above[0], image)
@@ -409,17 +466,23 @@ def what_it_sees(
     images:int=1,       # how many example images
     threshold:float=.5, # lowest score shown
 ):
-    "The images with most detections, each: itself with its objects and the sampled tokens at 25, 50, 100 %; the autoencoder's reconstruction and the detections."
+    """The images with most detections, each: itself with its objects and the sampled tokens at 25, 50, 100 %;
+    the autoencoder's reconstruction and the detections."""
     record = with_examples(records, name)
-    found = lambda example: sum(p['score'] >= threshold for view in example['views'] for p in view['predictions'])
+    def found(example): return sum(p['score'] >= threshold for view in example['views'] for p in view['predictions'])
     known = record['extra']['examples']
     examples = sorted(known, key=found, reverse=True)[:images]
     with style():
-        fig, axes = plt.subplots(2*len(examples), 1 + len(SHOWN), figsize=(8.2, 4.3*len(examples) + .5), squeeze=False)
-        for e, above, below in zip(examples, axes[::2], axes[1::2]): _sight_rows(above, below, e, category_colours(examples), threshold)
-        sign(fig, [record], f'Run {field(record, "params", "train")}, the same detector throughout. Of its {len(known)} example images, where it finds most. Predictions with score ≥ {threshold:g}.')
+        size = 8.2, 4.3*len(examples) + .5
+        fig, axes = plt.subplots(2*len(examples), 1 + len(SHOWN), figsize=size, squeeze=False)
+        for e, above, below in zip(examples, axes[::2], axes[1::2]):
+            _sight_rows(above, below, e, category_colours(examples), threshold)
+        sign(fig, [record], f'Run {field(record, "params", "train")}, the same detector throughout. '
+                            f'Of its {len(known)} example images, where it finds most. '
+                            f'Predictions with score ≥ {threshold:g}.')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #58f0e5a001
 def _sight_rows(above, below, example, colours, threshold):
     image, views = decode_image(example['image']), {view['ratio']: view for view in example['views']}
     draw_objects(above[0], image, example['ground_truth'], colours, 6.5)
@@ -427,7 +490,8 @@ def _sight_rows(above, below, example, colours, threshold):
     else:
         show_image(below[0], np.full_like(image, 245))
         say(below[0], 'not run')
-    titles = [('objects', f'reconstruction from {example["views"][0]["ratio"]:.0%}')] + [(f'{r:.0%} of the tokens', 'detections') for r in SHOWN]
+    titles = [('objects', f'reconstruction from {example["views"][0]["ratio"]:.0%}'),
+              *((f'{r:.0%} of the tokens', 'detections') for r in SHOWN)]
     for top, bottom, (first, second) in zip(above, below, titles):
         top.set_title(first, fontsize=9, loc='center')
         bottom.set_title(second, fontsize=9, loc='center', fontweight='normal')
@@ -447,9 +511,12 @@ def reconstructions(
     if not found: raise MimdetError('no pretrain record with example pictures among the records')
     examples = found[0]['extra']['examples'][:images]
     with style():
-        fig, axes = plt.subplots(3, len(examples), figsize=(max(4.5, 1.35*len(examples) + .3), 4.7), squeeze=False)
+        size = max(4.5, 1.35*len(examples) + .3), 4.7
+        fig, axes = plt.subplots(3, len(examples), figsize=size, squeeze=False)
         for column, e in zip(axes.T, examples):
-            for ax, part in zip(column, ('image', 'masked', 'reconstruction')): show_image(ax, decode_image(e[part]))
-        for ax, title in zip(axes[:, 0], ('image', f'{1 - field(found[0], "params", "mask_ratio"):.0%} of the tokens', 'reconstruction')): ax.set_ylabel(title, fontsize=8)
+            for ax, part in zip(column, ('image', 'masked', 'reconstruction')):
+                show_image(ax, decode_image(e[part]))
+        seen = f'{1 - field(found[0], "params", "mask_ratio"):.0%} of the tokens'
+        for ax, title in zip(axes[:, 0], ('image', seen, 'reconstruction')): ax.set_ylabel(title, fontsize=8)
         sign(fig, found[:1], f'Run {found[0]["name"]}')
     return fig

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'FILES', 'PARTS', 'DRAWN_BY', 'TARGETS', 'Job', 'data_jobs', 'pretrain_jobs', 'train_jobs', 'evaluate_jobs',
            'release_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'compares', 'figure_jobs', 'Study', 'read_study',
-           'inputs', 'asked', 'missing', 'targets', 'differs', 'recorded']
+           'inputs', 'missing', 'asked', 'targets', 'differs', 'recorded']
 
 # %% ../../nbs/study/03_jobs.ipynb #0d91889cd8
 from copy import deepcopy
@@ -40,13 +40,18 @@ class Job:
 def _run(study, kind, name, needs=(), outputs=(), files=(), on_gpus=0, **parameters):
     record, threads = f'{study.records}/{name}.json', study.plain['threads'].get(kind, 1)
     cores = dict(workers=threads) if kind == 'data' else dict(threads=threads)
-    return Job(name, kind, f'nbs/experiments/{kind}.ipynb', dict(profile=study.profile, name=name, record=record, **cores, **parameters),
-               tuple(needs), (*outputs, record), f'{study.runs}/{name}.ipynb', threads, on_gpus, tuple(map(str, files)))
+    given = dict(profile=study.profile, name=name, record=record, **cores, **parameters)
+    return Job(name, kind, f'nbs/experiments/{kind}.ipynb', given, tuple(needs), (*outputs, record),
+               f'{study.runs}/{name}.ipynb', threads, on_gpus, tuple(map(str, files)))
 
+# %% ../../nbs/study/03_jobs.ipynb #11f0e5a001
 def data_jobs(study):
     "Drawing the data set, or looking at the one that lies there."
-    if study.coco: yield _run(study, 'data', 'data', files=[f for pair in study.dataset.values() for f in pair.split(':')], dataset=study.dataset, dataset_name=study.dataset_name)
-    elif study.plain['data']: yield _run(study, 'data', 'data', **study.plain['data'], output=study.dataset)
+    if study.coco:
+        files = [file for pair in study.dataset.values() for file in pair.split(':')]
+        yield _run(study, 'data', 'data', files=files, dataset=study.dataset, dataset_name=study.dataset_name)
+    elif study.plain['data']:
+        yield _run(study, 'data', 'data', **study.plain['data'], output=study.dataset)
 
 def pretrain_jobs(study):
     "One for each autoencoder that is made here, or comes from elsewhere and is to be shown."
@@ -55,31 +60,42 @@ def pretrain_jobs(study):
         file = section.get('file')
         if file and not section.get('show'): continue
         own = dict(file=file) if file else dict(settings=section['settings'], **split)
-        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], [] if file else [study.mae(key)], [file] if file else [],
-                   study.gpu, dataset=study.dataset, dataset_name=study.dataset_name,
+        made, files = ([], [file]) if file else ([study.mae(key)], [])
+        yield _run(study, 'pretrain', f'pretrain_{key}', ['data'], made, files, study.gpu,
+                   dataset=study.dataset, dataset_name=study.dataset_name,
                    output=f'{study.runs}/pretrain_{key}', seed=section.get('seed', 0), **own)
 
+# %% ../../nbs/study/03_jobs.ipynb #11f0e5a002
 def train_jobs(study):
     "One for each model and seed."
     for key, model in study.models.items():
         start = model['pretrain']
         elsewhere = start and study.plain['pretrain'][start].get('file')
+        needs = ['data', f'pretrain_{start}'] if start and not elsewhere else ['data']
+        files = [elsewhere] if elsewhere else []
+        own = {k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')}
+        if model['first']: own['first'] = model['first']
         for seed in model['seeds']:
             name = f'train_{key}_seed{seed}'
-            yield _run(study, 'train', name, ['data', f'pretrain_{start}'] if start and not elsewhere else ['data'], [f'{study.runs}/{name}/model_final.pth'],
-                [elsewhere] if elsewhere else [], model['gpus'], model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name, count_images=not study.coco, gpus=max(1, model['gpus']),
-                mae=study.mae(start), output=f'{study.runs}/{name}', **{k: model[k] for k in ('recipe', 'changes', 'overrides', 'initialisation')},
-                **(dict(first=model['first']) if model['first'] else {}))
+            output = f'{study.runs}/{name}'
+            yield _run(study, 'train', name, needs, [f'{output}/model_final.pth'], files, model['gpus'],
+                       model=key, seed=seed, dataset=study.dataset, dataset_name=study.dataset_name,
+                       count_images=not study.coco, gpus=max(1, model['gpus']),
+                       mae=study.mae(start), output=output, **own)
 
+# %% ../../nbs/study/03_jobs.ipynb #11f0e5a004
 def evaluate_jobs(study):
     "One for each training."
     common, own = study.plain['evaluate']['common'], study.plain['evaluate']['models']
     for key, model in study.models.items():
         for seed in model['seeds']:
             train, name = f'train_{key}_seed{seed}', f'evaluate_{key}_seed{seed}'
-            yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu, train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}', mae=study.mae(model['pretrain']),
-                       dataset=study.dataset, dataset_name=study.dataset_name, output=f'{study.runs}/{name}', **common | own.get(key, {}))
+            yield _run(study, 'evaluate', name, ['data', train], on_gpus=study.gpu,
+                       train=train, model=key, train_seed=seed, run=f'{study.runs}/{train}',
+                       mae=study.mae(model['pretrain']), dataset=study.dataset, dataset_name=study.dataset_name,
+                       output=f'{study.runs}/{name}', **common | own.get(key, {}))
 
+# %% ../../nbs/study/03_jobs.ipynb #11f0e5a003
 def release_jobs(study):
     "One for each file of weights that is to be kept."
     for file, section in study.plain['release'].items():
@@ -89,18 +105,21 @@ def release_jobs(study):
             needs = [run.replace('train_', 'evaluate_', 1)]
         records = [f'{study.records}/{name}.json' for name in (run, *needs)]
         yield _run(study, 'release', f'release_{Path(file).stem}', ['data', run, *needs], [file], on_gpus=study.gpu,
-                   run=f'{study.runs}/{run}', records=records, dataset=study.dataset, dataset_name=study.dataset_name,
-                   output=file, about=section.get('about', ''))
+                   run=f'{study.runs}/{run}', records=records,
+                   dataset=study.dataset, dataset_name=study.dataset_name, output=file, about=section.get('about', ''))
 
 def cost_jobs(study):
     "The cost of the recipes that the profile names."
     wanted = study.plain['cost']
-    if wanted: yield _run(study, 'cost', 'cost', on_gpus=max(study.gpu, int(wanted.get('device', '').startswith('cuda'))), **wanted)
+    if not wanted: return
+    own = int(wanted.get('device', '').startswith('cuda'))
+    yield _run(study, 'cost', 'cost', on_gpus=max(study.gpu, own), **wanted)
 
 def bench_jobs(study):
     "Our code against others."
     wanted = study.plain['bench']
-    if wanted: yield _run(study, 'bench', 'bench', on_gpus=int(wanted.get('device', '').startswith('cuda')), **wanted)
+    if not wanted: return
+    yield _run(study, 'bench', 'bench', on_gpus=int(wanted.get('device', '').startswith('cuda')), **wanted)
 
 # %% ../../nbs/study/03_jobs.ipynb #13-a8314262
 FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
@@ -108,7 +127,8 @@ FIGURES = { # notebook in nbs/figures: (table or figure, what it is about)
     'table_ablations': ('table', 'ablations'), 'table_cost': ('table', 'cost'),
     'table_sampling': ('table', 'ratio and cost'), 'claims': ('table', 'ratio and ablations'),
     'ap_over_ratio': ('figure', 'ratio'), 'ap_over_cost': ('figure', 'ratio and cost'),
-    'ap_by_size': ('figure', 'ratio'), 'spread': ('figure', 'ratio'), 'training_curves': ('figure', 'ratio and pretrain'),
+    'ap_by_size': ('figure', 'ratio'), 'spread': ('figure', 'ratio'),
+    'training_curves': ('figure', 'ratio and pretrain'),
     'predictions': ('figure', 'examples'), 'what_it_sees': ('figure', 'examples'),
     'reconstructions': ('figure', 'pretrain'), 'sampling': ('figure', 'ratio and cost'),
     'cost_over_ratio': ('figure', 'cost'),
@@ -121,6 +141,7 @@ PARTS = 'statistics', 'pages', 'encoder', 'cost', 'tables', 'figures', 'claims'
 DRAWN_BY = tuple(f'mimdet/study/{part}.py' for part in PARTS) # with another of these, all are drawn again
 TARGETS = dict(table1=['table_main'], table2=['table_ratio'], table3=['table_ablations'], table4=['table_cost'])
 
+# %% ../../nbs/study/03_jobs.ipynb #13f0e5a001
 def subjects(study, runs, about)->list:
     "The names of the runs whose records a table or figure is about."
     if ' and ' in about:
@@ -140,6 +161,7 @@ def compares(name, jobs)->bool: # of the runs that a figure is about
     if name == 'cost_over_ratio': return some('cost', lambda p: len(p.get('ratios', [0, 1])) > 1)
     return True
 
+# %% ../../nbs/study/03_jobs.ipynb #13f0e5a003
 def figure_jobs(study, runs):
     "One for each table and figure that has something to be about."
     for name, (kind, about) in FIGURES.items():
@@ -149,12 +171,14 @@ def figure_jobs(study, runs):
         if not compares(name, [runs[need] for need in needs]): continue
         rows = dict(rows=tables if len(tables) > 1 else [*tables.values()][0]) if tables else {}
         files = tuple(f'{study.figures}/{name}.{ending}' for ending in FILES[kind])
-        yield Job(name, 'figure', f'nbs/figures/{name}.ipynb', dict(profile=study.profile, out=study.figures, **rows),
-                  tuple(needs), files, f'{study.runs}/figures/{name}.ipynb', files=DRAWN_BY)
+        yield Job(name, 'figure', f'nbs/figures/{name}.ipynb',
+                  dict(profile=study.profile, out=study.figures, **rows), tuple(needs), files,
+                  f'{study.runs}/figures/{name}.ipynb', files=DRAWN_BY)
 
 # %% ../../nbs/study/03_jobs.ipynb #09-0a828ef1
 class Study:
-    "A profile: its models, its data, and where its files are; `jobs` is what there is to do. Raises `MimdetError` for what makes no sense."
+    """A profile: its models, its data, and where its files are; `jobs` is what there is to do.
+    Raises `MimdetError` for what makes no sense."""
     def __init__(self,
         profile:str, # its name
         plain:dict,  # what its file holds
@@ -164,30 +188,21 @@ class Study:
         check_keys(self.plain, f'profile {profile}')
         self.coco, self.gpu_share = self.plain['data'].get('coco', False), self.plain['gpu_share'] or 1
         self.models = read_models(self.plain['train'], self.plain['data'].get('train'), f'profile {profile}')
-        self._check_names()
-
-    def _check_names(self):
-        where, made = f'profile {self.profile}', self.plain['pretrain']
-        asked = [*self.plain['evaluate']['models'], *self.rows('ratio'), *(row['model'] for table in ROWS for row in self.rows(table))]
-        for key in asked:
-            if key not in self.models: raise MimdetError(f'{where}: there is no model {key!r}{nearest(key, list(self.models))}')
-        for key, model in self.models.items():
-            if model['pretrain'] and model['pretrain'] not in made: raise MimdetError(f'{where}: train.models.{key}: there is no pretrain {model["pretrain"]!r}')
-        for file, section in self.plain['release'].items():
-            sources = [section[k] for k, there in (('pretrain', made), ('model', self.models)) if section.get(k) in there]
-            if len(sources) != 1: raise MimdetError(f'{where}: release.{file}: name one pretrain or model of this profile')
+        _check_names(self)
 
     def rows(self, table): return self.plain['tables'].get(table) or []
 
     @property
-    def gpu(self): return min(1, max((model['gpus'] for model in self.models.values()), default=0)) # of a run that is no training
+    def gpu(self): # of a run that is no training
+        return min(1, max((model['gpus'] for model in self.models.values()), default=0))
 
     @property
     def dataset(self):
         "What the notebooks call `dataset`: a folder that this study makes, or COCO where it lies."
         if not self.coco: return f'{self.runs}/data'
         folder = datasets_dir()/'coco'
-        return {split: f'{folder}/annotations/instances_{part}.json:{folder}/{part}' for split, part in (('train', 'train2017'), ('val', 'val2017'))}
+        parts = dict(train='train2017', val='val2017')
+        return {split: f'{folder}/annotations/instances_{part}.json:{folder}/{part}' for split, part in parts.items()}
 
     @property
     def dataset_name(self): return 'COCO 2017' if self.coco else 'Emoji-COCO'
@@ -212,18 +227,37 @@ class Study:
         runs = {job.name: job for stage in stages for job in stage(self)}
         return runs | {job.name: job for job in figure_jobs(self, runs)}
 
+# %% ../../nbs/study/03_jobs.ipynb #09f0e5a001
+def _check_names(study):
+    "Raise `MimdetError` where a profile speaks of a model or a pretrain that it does not have."
+    where, made, models = f'profile {study.profile}', study.plain['pretrain'], study.models
+    rows = [row for table in ROWS for row in study.rows(table)]
+    for key in (*study.plain['evaluate']['models'], *study.rows('ratio'), *(row['model'] for row in rows)):
+        if key not in models: raise MimdetError(f'{where}: there is no model {key!r}{nearest(key, list(models))}')
+    for key, model in models.items():
+        if model['pretrain'] and model['pretrain'] not in made:
+            raise MimdetError(f'{where}: train.models.{key}: there is no pretrain {model["pretrain"]!r}')
+    for file, section in study.plain['release'].items():
+        sources = [section[k] for k, there in (('pretrain', made), ('model', models)) if section.get(k) in there]
+        if len(sources) != 1:
+            raise MimdetError(f'{where}: release.{file}: name one pretrain or model of this profile')
+
 # %% ../../nbs/study/03_jobs.ipynb #15-90a15149
 def read_study(
     profile:str,       # its name
     folder='profiles', # where the profiles are
 )->Study:
-    "The study that `profiles/<profile>.yaml` describes. Raises `MimdetError` if there is none, or if it holds what nothing reads."
+    """The study that `profiles/<profile>.yaml` describes.
+    Raises `MimdetError` if there is none, or if it holds what nothing reads."""
     file = Path(folder)/f'{profile}.yaml'
-    if not file.is_file(): raise MimdetError(f'no such profile: {profile}{nearest(profile, profiles(folder))}; there are: {", ".join(profiles(folder))}')
+    if not file.is_file():
+        there = profiles(folder)
+        raise MimdetError(f'no such profile: {profile}{nearest(profile, there)}; there are: {", ".join(there)}')
     try: plain = yaml.safe_load(file.read_text())
     except yaml.YAMLError as e: raise MimdetError(f'{file} is not YAML: {" ".join(str(e).split())}') from None
     return Study(profile, plain)
 
+# %% ../../nbs/study/03_jobs.ipynb #15f0e5a002
 def inputs(
     study:Study,
     job:Job,
@@ -233,16 +267,6 @@ def inputs(
     def made(need): return [need.record] if need.name in taken else [*need.outputs, need.executed]
     return [file for name in job.needs for file in made(study.jobs[name])] + list(job.files)
 
-def asked(
-    study,
-    target:str, # all, a key of `targets`, or a job
-)->list:
-    "The names of the jobs that a target stands for and of all that they need, in an order in which they can run."
-    found = {*study.jobs} if target == 'all' else {*targets(study).get(target, [target] if target in study.jobs else [])}
-    if not found: raise MimdetError(f'profile {study.profile}: there is no target {target!r}{nearest(target, [*targets(study), *study.jobs])}; there are all, {", ".join(targets(study))}, and each run by its name')
-    for name in reversed(study.jobs): found |= {*study.jobs[name].needs} if name in found else {*()}
-    return [name for name in study.jobs if name in found]
-
 def missing(
     study,
     names, # of jobs
@@ -250,10 +274,29 @@ def missing(
     "Files from outside that jobs need and that are not there."
     return sorted({file for name in names for file in study.jobs[name].files if not Path(file).exists()})
 
+# %% ../../nbs/study/03_jobs.ipynb #15f0e5a003
+def asked(
+    study,
+    target:str, # all, a key of `targets`, or a job
+)->list:
+    "The names of the jobs that a target stands for and of all that they need, in an order in which they can run."
+    if target == 'all': found = {*study.jobs}
+    else: found = {*targets(study).get(target, [target] if target in study.jobs else [])}
+    if not found:
+        there = targets(study)
+        raise MimdetError(f'profile {study.profile}: there is no target {target!r}'
+                          f'{nearest(target, [*there, *study.jobs])}; '
+                          f'there are all, {", ".join(there)}, and each run by its name')
+    for name in reversed(study.jobs):
+        if name in found: found |= {*study.jobs[name].needs}
+    return [name for name in study.jobs if name in found]
+
 def targets(study)->dict:
     "{name: names of jobs} of what can be asked for besides single jobs."
-    found = {kind: [j.name for j in study.jobs.values() if j.kind == kind] for kind in ('pretrain', 'train', 'evaluate', 'release')}
-    found |= {name: [j for j in jobs if j in study.jobs] for name, jobs in TARGETS.items()} | dict(figures=[j.name for j in study.jobs.values() if j.kind == 'figure'])
+    def of_kind(kind): return [job.name for job in study.jobs.values() if job.kind == kind]
+    found = {kind: of_kind(kind) for kind in ('pretrain', 'train', 'evaluate', 'release')}
+    found |= {name: [job for job in jobs if job in study.jobs] for name, jobs in TARGETS.items()}
+    found['figures'] = of_kind('figure')
     return {name: jobs for name, jobs in found.items() if jobs}
 
 # %% ../../nbs/study/03_jobs.ipynb #c3f1a00002
@@ -266,11 +309,15 @@ def differs(
     may = {'threads', 'gpus'} # change how fast a run is, not what it is
     if record['kind'] == 'evaluate' and not had['train_ratio']: # nothing is sampled
         may |= {'ratios', 'seeds', 'ensembles', 'agreement_ratios'}
-    said = lambda k, v: k in had and k not in may and not (isinstance(v, str) and isinstance(had[k], list)) # such as recipes: paper
+    def said(k, v):
+        if k not in had or k in may: return False
+        return not (isinstance(v, str) and isinstance(had[k], list)) # such as recipes: paper
     told = {k: v for k, v in asked.items() if said(k, v)}
-    if 'overrides' in told: told['overrides'] = [o for o in told['overrides'] if not o.startswith('train.log_period')]
+    if 'overrides' in told:
+        told['overrides'] = [o for o in told['overrides'] if not o.startswith('train.log_period')]
     return next((k for k, v in told.items() if v != had[k]), None)
 
+# %% ../../nbs/study/03_jobs.ipynb #c3f1a00005
 def recorded(
     study:Study,
     root='.', # the project
@@ -287,7 +334,8 @@ def recorded(
 
 def _fits(root, job):
     "Is a job's record there, made with its parameters? Of a release, the file too."
-    if not all((root/file).is_file() for file in (job.record, *(job.outputs if job.kind == 'release' else ()))): return False
+    files = job.record, *(job.outputs if job.kind == 'release' else ())
+    if not all((root/file).is_file() for file in files): return False
     try: record = read_record(root/job.record)
     except MimdetError: return False
     return not differs(record, job)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS', 'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER',
            'HOW_SAMPLING_SPREAD', 'HOW_COST', 'HOW_BENCH', 'SPECIAL', 'LINE', 'number', 'cell', 'Table', 'make_table',
-           'with_cells_of', 'digest', 'made_from', 'named', 'read_digest', 'read_names', 'caption', 'took',
-           'source_line', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
+           'with_cells_of', 'digest', 'made_from', 'named', 'read_digest', 'read_names', 'caption', 'source_line',
+           'took', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
 
 # %% ../../nbs/study/06_pages.ipynb #f356b40a37
 import hashlib, json, re, tempfile
@@ -33,13 +33,16 @@ def cell(
     if value is None or isinstance(value, str): return value or NOT_RUN
     if 'box' in value: return _pair(value)
     if value['mean'] is None: return NO_VALUE
-    digits = value.get('digits', 1)
-    written = [f'{round(v, digits) + 0.:{sign}.{digits}f}' for v, sign in ((value['mean'], '+' if value.get('sign') else ''), (value['sd'], '')) if v is not None]
+    digits, sign = value.get('digits', 1), '+' if value.get('sign') else ''
+    shown = (value['mean'], sign), (value['sd'], '')
+    written = [f'{round(v, digits) + 0.:{form}.{digits}f}' for v, form in shown if v is not None]
     return ' ± '.join(written) + value.get('unit', '') + (f' (n={value["n"]})' if count and value.get('n') else '')
 
 def _pair(value):
     box, mask = value.values()
-    if isinstance(box, dict) and isinstance(mask, dict) and box.get('n') == mask.get('n') and None not in (box['mean'], mask['mean']): return f'{cell(box, False)} / {cell(mask)}'
+    numbers = isinstance(box, dict) and isinstance(mask, dict)
+    if numbers and box.get('n') == mask.get('n') and None not in (box['mean'], mask['mean']):
+        return f'{cell(box, False)} / {cell(mask)}'
     return cell(box) if cell(box) == cell(mask) else f'{cell(box)} / {cell(mask)}'
 
 # %% ../../nbs/study/06_pages.ipynb #39-b05c5e37
@@ -58,33 +61,40 @@ def make_table(
     "Rows of values as a page and as cells; without any, a page that says so."
     rows = rows or [dict.fromkeys(labels, NOT_RUN)]
     page = [{k: cell(v) for k, v in row.items() if k not in hidden} for row in rows]
-    cells = [{label: row[label] for label in labels} | entry for row in rows for column, value in row.items() if column not in labels for entry in _cells(column, value)]
+    cells = [{label: row[label] for label in labels} | entry
+             for row in rows for column, value in row.items() if column not in labels
+             for entry in _cells(column, value)]
     table = pd.DataFrame(cells, columns=[*labels, 'column', 'task', *NUMBERS, 'text'])
     return Table(pd.DataFrame(page), table.astype(dict(n='Int64', samplings='Int64')))
+
+# %% ../../nbs/study/06_pages.ipynb #39f0e5a001
+def _cells(column, value):
+    for task, v in value.items() if isinstance(value, dict) and 'box' in value else [('', value)]:
+        numbers = {k: v.get(k) for k in NUMBERS} if isinstance(v, dict) else {}
+        rounded = {k: round(n, 4) if isinstance(n, float) else n for k, n in numbers.items()}
+        yield dict(column=column, task=task, text=cell(v)) | rounded
 
 def with_cells_of(table:Table, *others)->Table:
     "A table whose cells are joined by those of the tables that stand below it on its page."
     return table._replace(cells=pd.concat([t.cells for t in (table, *others)], ignore_index=True))
 
-def _cells(column, value):
-    for task, v in value.items() if isinstance(value, dict) and 'box' in value else [('', value)]:
-        numbers = {k: v.get(k) for k in NUMBERS} if isinstance(v, dict) else {}
-        yield dict(column=column, task=task, text=cell(v)) | {k: round(n, 4) if isinstance(n, float) else n for k, n in numbers.items()}
-
 # %% ../../nbs/study/06_pages.ipynb #78-e13e336a
 def digest(records)->str:
-    "Sixteen hexadecimal digits that change with what was run, where, on which day and from which code, and with what came out."
+    """Sixteen hexadecimal digits that change with what was run, where, on which day and from which code,
+    and with what came out."""
     plain = sorted(json.dumps(_lasting(r), sort_keys=True) for r in records)
     return hashlib.sha256('\n'.join(plain).encode()).hexdigest()[:16]
 
 def _lasting(record):
-    kept = {k: v for k, v in record.items() if k not in ('wall_seconds', 'peak_memory_mb', 'sha256')} | dict(date=record['date'][:10])
+    passing = 'wall_seconds', 'peak_memory_mb', 'sha256'
+    kept = {k: v for k, v in record.items() if k not in passing} | dict(date=record['date'][:10])
     return kept if record['kind'] == 'cost' else kept | dict(metrics=_without_times(record['metrics']))
 
 def _without_times(value):
     if isinstance(value, dict): return {k: _without_times(v) for k, v in value.items() if 'second' not in k}
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 
+# %% ../../nbs/study/06_pages.ipynb #78f0e5a001
 def made_from(records)->str:
     "The words by which `read_digest` knows a digest."
     return f'Made from records {digest(records)}.'
@@ -112,17 +122,56 @@ def caption(
     if not records: return ' '.join(p for p in (what, 'Nothing of it has been run.') if p)
     train, evaluate = of_kind(records, 'train'), of_kind(records, 'evaluate')
     data = next((r['dataset'] for r in evaluate + train + list(records)), {})
-    recipes = _join('{} ({} iterations of batch {})'.format(*(field(r, 'params', k) for k in ('recipe', 'iterations', 'batch'))) for r in train)
+    told = 'recipe', 'iterations', 'batch'
+    def recipe(r): return '{} ({} iterations of batch {})'.format(*(field(r, 'params', k) for k in told))
+    recipes = _join(recipe(r) for r in train)
     sampling = _join(row['seed'] for r in evaluate for row in field(r, 'metrics', 'rows'))
-    parts = [what, f'Profile {records[0]["profile"]}; data set {_data_text(data)}.', recipes and f'Model size {_join(m.size for m in models(train).values())}; recipe {recipes}.',
-             train and f'Training seeds {_join(r["params"]["seed"] for r in train)}; sampling seeds {sampling or NOT_RUN}.',
-             f'Hardware: {_join(machine(r) for r in records)}.', f'Run {_dates(records)} at commit {_commits(records)}.', made_from(records)]
+    parts = [
+        what,
+        f'Profile {records[0]["profile"]}; data set {_data_text(data)}.',
+        recipes and f'Model size {_join(m.size for m in models(train).values())}; recipe {recipes}.',
+        train and (f'Training seeds {_join(r["params"]["seed"] for r in train)}; '
+                   f'sampling seeds {sampling or NOT_RUN}.'),
+        f'Hardware: {_join(machine(r) for r in records)}.',
+        f'Run {_dates(records)} at commit {_commits(records)}.',
+        made_from(records)]
     return ' '.join(p for p in parts if p)
 
+# %% ../../nbs/study/06_pages.ipynb #80f0e5a003
+def _data_text(data):
+    counts = [f'{key.replace("_", " ")}: {_count(value)}' for key, value in sorted(data.items())
+              if key not in ('name', 'sha256')]
+    hashes = data.get('sha256') or {}
+    hashes = hashes if isinstance(hashes, dict) else {'annotations': hashes}
+    hashed = [f'SHA-256 of {split} {value[:8]}' for split, value in sorted(hashes.items())]
+    return '; '.join([data.get('name') or 'unnamed', *counts, *hashed])
+
+def _count(value):
+    if isinstance(value, dict): return ', '.join(f'{k} {_count(v)}' for k, v in sorted(value.items()))
+    return f'{len(value) if isinstance(value, list) else value}'
+
+# %% ../../nbs/study/06_pages.ipynb #80f0e5a002
+def source_line(records)->str:
+    "The short caption: data set, profile, day, commit."
+    names = _join(r['dataset'].get('name') or 'unnamed data set' for r in records)
+    return f'{names} · profile {records[0]["profile"]} · {_dates(records)} · commit {_commits(records)}'
+
+def _join(values): return ', '.join(dict.fromkeys(str(v) for v in sorted(values)))
+
+def _dates(records):
+    days = sorted(r['date'][:10] for r in records)
+    return days[0] if days[0] == days[-1] else f'{days[0]} to {days[-1]}'
+
+def _commits(records):
+    def commit(git): return git.get('commit', 'unknown')[:7] + (' (with changes)' if git.get('dirty') else '')
+    return _join(commit(r['git']) for r in records)
+
+# %% ../../nbs/study/06_pages.ipynb #80f0e5a001
 def _start(record): return datetime.fromisoformat(record['date']) - timedelta(seconds=record['wall_seconds'])
 
 def took(records)->dict:
-    "Minutes in which runs were under way, the machine, and the memory of its largest run in GB. When the earlier parts of resumed runs were is not known: they count as if each had been alone."
+    """Minutes in which runs were under way, the machine, and the memory of its largest run in GB.
+    When the earlier parts of resumed runs were is not known: they count as if each had been alone."""
     seconds, reached = sum(run_seconds(r) - r['wall_seconds'] for r in records), None
     for r in sorted(records, key=lambda r: _start(r)):
         end = datetime.fromisoformat(r['date'])
@@ -132,56 +181,45 @@ def took(records)->dict:
     return dict(minutes=seconds/60, machine=_join(machine(r) for r in records),
                 gigabytes=max(r['peak_memory_mb'] for r in records)*2**20/1e9)
 
-def source_line(records)->str:
-    "The short caption: data set, profile, day, commit."
-    names = _join(r['dataset'].get('name') or 'unnamed data set' for r in records)
-    return f'{names} · profile {records[0]["profile"]} · {_dates(records)} · commit {_commits(records)}'
-
-def _join(values): return ', '.join(dict.fromkeys(str(v) for v in sorted(values)))
-
-def _data_text(data):
-    counts = [f'{key.replace("_", " ")}: {_count(value)}' for key, value in sorted(data.items()) if key not in ('name', 'sha256')]
-    hashes = data.get('sha256') or {}
-    hashes = hashes if isinstance(hashes, dict) else {'annotations': hashes}
-    return '; '.join([data.get('name') or 'unnamed', *counts, *(f'SHA-256 of {k} {v[:8]}' for k, v in sorted(hashes.items()))])
-
-def _count(value):
-    if isinstance(value, dict): return ', '.join(f'{k} {_count(v)}' for k, v in sorted(value.items()))
-    return f'{len(value) if isinstance(value, list) else value}'
-
-def _dates(records):
-    days = sorted(r['date'][:10] for r in records)
-    return days[0] if days[0] == days[-1] else f'{days[0]} to {days[-1]}'
-
-def _commits(records): return _join(r['git'].get('commit', 'unknown')[:7] + (' (with changes)' if r['git'].get('dirty') else '') for r in records)
-
 # %% ../../nbs/study/06_pages.ipynb #84-e408aab7
-HOW_CELLS_READ = ('A cell is box AP / mask AP in percent: the mean over n trainings that differ in the seed, each averaged over its samplings, '
-                  '± the standard deviation over these trainings (none for a single one).')
-HOW_PUBLISHED = ('Published numbers are COCO val2017 with models of size base or large, at inference ratio 1; a difference is given on '
-                 'the same data only, since between data sets it would mean nothing. n/a (paper): not known to us.')
-HOW_ENCODER = ('Box AP. Lost and gained: against the training ratio. c4 moved: the mean square by which c4 at the training ratio '
-               '(at 0.25, if that is 1) differs from c4 at ratio 1, as a share of its variance. Stem guess: c4 replaced by its best linear guess from the stem.')
-HOW_SAMPLING_SPREAD = ('Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; '
-                       'with several trainings the root of the mean variance.')
-HOW_COST = ('FLOPs are multiply-adds of a forward pass on one image, with the most proposals that the recipe allows and 100 detections. '
-            'fvcore / formula compares both for what one pass really found. Latency is that of the whole detector with random weights in '
-            'full precision, from pixels to masks; every region counts as an object. Memory is that of the process on a CPU, libraries '
-            'included, and what torch allocates on a GPU. Training: steps of the engine, no data is loaded. Published FLOPs are from a '
-            'table by others that says neither ratio nor image size; they stand beside our ratio 1.0.')
-HOW_BENCH = ("The median time of our code over that of the same network from plain parts (detectron2's, torch's and timm's as they are; "
-             "first in full precision; of evaluation: pycocotools), and over that of the authors' code; on the same weights and inputs, in "
-             'turns, in one process. Less than 1 is faster. Weights are random, and in inference every region counts as an object. Memory is '
-             'what a call takes beyond weights and averages.')
+HOW_CELLS_READ = ('A cell is box AP / mask AP in percent: the mean over n trainings that differ in the '
+                  'seed, each averaged over its samplings, ± the standard deviation over these '
+                  'trainings (none for a single one).')
+HOW_PUBLISHED = ('Published numbers are COCO val2017 with models of size base or large, at inference '
+                 'ratio 1; a difference is given on the same data only, since between data sets it '
+                 'would mean nothing. n/a (paper): not known to us.')
+HOW_ENCODER = ('Box AP. Lost and gained: against the training ratio. c4 moved: the mean square by '
+               'which c4 at the training ratio (at 0.25, if that is 1) differs from c4 at ratio 1, as '
+               'a share of its variance. Stem guess: c4 replaced by its best linear guess from the '
+               'stem.')
+HOW_SAMPLING_SPREAD = (
+    'Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; with '
+    'several trainings the root of the mean variance.')
+
+# %% ../../nbs/study/06_pages.ipynb #84f0e5a001
+HOW_COST = ('FLOPs are multiply-adds of a forward pass on one image, with the most proposals that the '
+            'recipe allows and 100 detections. fvcore / formula compares both for what one pass really '
+            'found. Latency is that of the whole detector with random weights in full precision, from '
+            'pixels to masks; every region counts as an object. Memory is that of the process on a '
+            'CPU, libraries included, and what torch allocates on a GPU. Training: steps of the '
+            'engine, no data is loaded. Published FLOPs are from a table by others that says neither '
+            'ratio nor image size; they stand beside our ratio 1.0.')
+HOW_BENCH = ('The median time of our code over that of the same network from plain parts '
+             "(detectron2's, torch's and timm's as they are; first in full precision; of evaluation: "
+             "pycocotools), and over that of the authors' code; on the same weights and inputs, in "
+             'turns, in one process. Less than 1 is faster. Weights are random, and in inference every '
+             'region counts as an object. Memory is what a call takes beyond weights and averages.')
 
 # %% ../../nbs/study/06_pages.ipynb #86-7e9b1afb
 def markdown(
     table, # a data frame of text
 )->str:
     "A data frame as a Markdown table."
-    line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '\\|') for c in cells) + ' |'
-    return '\n'.join([line(table.columns), line('---' for _ in table.columns), *(line(row) for row in table.itertuples(index=False))]) + '\n'
+    def line(cells): return '| ' + ' | '.join(str(c).replace('|', '\\|') for c in cells) + ' |'
+    rows = [table.columns, ['---']*len(table.columns), *table.itertuples(index=False)]
+    return '\n'.join(line(row) for row in rows) + '\n'
 
+# %% ../../nbs/study/06_pages.ipynb #86f0e5a001
 def write_table(
     table,         # a data frame
     stem,          # path without extension
@@ -193,21 +231,28 @@ def write_table(
     "Write a table as `<stem>.csv`, `.md` and `.tex`; the same table gives the same bytes."
     page = table if page is None else page
     paths = [Path(f'{stem}.{kind}') for kind in ('csv', 'md', 'tex')]
-    sections = [markdown(page), caption + '\n', *(f'## {heading}\n\n{markdown(frame)}\n{note}\n' for heading, frame, note in more)]
+    below = [f'## {heading}\n\n{markdown(frame)}\n{note}\n' for heading, frame, note in more]
+    sections = [markdown(page), caption + '\n', *below]
     label = paths[0].stem
-    frames = [(page, caption, label), *((frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2))]
+    frames = [(page, caption, label)]
+    frames += [(frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2)]
     with atomic_path(paths[0]) as part: table.to_csv(part, index=False, lineterminator='\n', encoding='utf-8')
     write_text(paths[1], '\n'.join(sections) + (f'\n<!-- {named(records)} -->\n' if records else ''))
-    write_text(paths[2], (f'% {named(records)}\n' if records else '') + '\n'.join(latex(*frame) for frame in frames))
+    origin = f'% {named(records)}\n' if records else ''
+    write_text(paths[2], origin + '\n'.join(latex(*frame) for frame in frames))
     return paths
 
 # %% ../../nbs/study/06_pages.ipynb #87-4c10bc17
-SPECIAL = {'\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '–': '--', '<': '$<$', '>': '$>$', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '_%&#${}'}
-LINE = 80 # characters across a page
+SPECIAL = {
+    '\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '–': '--', '<': '$<$', '>': '$>$',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '_%&#${}'}
 
 def escape(text)->str:
     "Text in which LaTeX sees no command."
     return ''.join(SPECIAL.get(c, c) for c in str(text))
+
+# %% ../../nbs/study/06_pages.ipynb #87f0e5a001
+LINE = 80 # characters across a page
 
 def latex(
     table,       # a data frame of text
@@ -221,13 +266,16 @@ def latex(
     text = table.rename(columns=escape).map(escape).to_latex(position='htbp', **said)
     return text.replace('\\begin{table}[htbp]\n', '\\begin{table}[htbp]\n\\centering\n')
 
+# %% ../../nbs/study/06_pages.ipynb #87f0e5a002
 def _sideways(table, columns, said):
     shares = [_room(cells) for cells in columns]
     form = ''.join(rf'>{{\raggedright}}p{{\dimexpr{share/sum(shares):.4f}\linewidth-2\tabcolsep}}' for share in shares)
     text = table.rename(columns=_wrapped).map(_wrapped).to_latex(longtable=True, column_format=form, **said)
     text = text.replace(f'\\caption[]{{{said["caption"]}}} \\\\\n', '') # the caption stands once, not on each page
     text = text.replace('\\\\\n', '\\tabularnewline\n') # in a ragged cell the other would end a line of the cell
-    return '\\begin{landscape}\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n\\renewcommand{\\arraystretch}{1.3}\n\\setlength{\\LTcapwidth}{\\linewidth}\n' + text + '\\end{landscape}\n'
+    start = ('\\begin{landscape}\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n'
+             '\\renewcommand{\\arraystretch}{1.3}\n\\setlength{\\LTcapwidth}{\\linewidth}\n')
+    return start + text + '\\end{landscape}\n'
 
 def _room(cells):
     "A column's width, relative to others: each word fits, and each cell in about three lines."
@@ -247,7 +295,8 @@ def save_table(
     "Write a table of a study; what it is made of goes below it."
     dataset = next((r['dataset'].get('name') for kind in ('evaluate', 'train') for r in of_kind(records, kind)), '')
     cells = table.cells.assign(profile=records[0]['profile'] if records else '', **{'data set': dataset})
-    return write_table(cells, stem, caption(records, note), table.page, more, records)[1].read_text(encoding='utf-8')
+    paths = write_table(cells, stem, caption(records, note), table.page, more, records)
+    return paths[1].read_text(encoding='utf-8')
 
 # %% ../../nbs/study/06_pages.ipynb #93-6a15c4d8
 @contextmanager

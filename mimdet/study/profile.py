@@ -12,34 +12,44 @@ from ..recipes import nearest, recipe
 
 # %% ../../nbs/study/02_profile.ipynb #07-0e6ac637
 KEYS = dict(
-    data={'options', 'train', 'val', 'unlabelled', 'coco'}, train={'common', 'models'}, evaluate={'common', 'models'},
+    data={'options', 'train', 'val', 'unlabelled', 'coco'},
+    train={'common', 'models'}, evaluate={'common', 'models'},
     model={'recipe', 'pretrain', 'initialisation', 'seeds', 'first', 'changes', 'overrides', 'gpus'},
-    evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles', 'variance', 'agreement_ratios'},
+    evaluation={'ratios', 'seeds', 'strategy', 'stem_probe', 'examples', 'limit', 'batch', 'ensembles',
+                'variance', 'agreement_ratios'},
     pretrain={'seed', 'settings', 'file', 'show'}, release={'pretrain', 'model', 'seed', 'about'},
     threads={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'release'},
     tables={'main', 'ratio', 'ablations', 'labels', 'lengths'},
-    cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch', 'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
+    cost={'mode', 'recipes', 'ratios', 'analytic', 'analytic_ratios', 'fvcore', 'height', 'width', 'batch',
+          'training_batch', 'checkpointing', 'amp', 'repeats', 'rounds', 'device'},
     bench={'inference', 'training', 'ratios', 'height', 'width', 'batch', 'training_batch', 'training_height',
            'training_width', 'precisions', 'pretraining', 'evaluation', 'start_up', 'compiled', 'rounds', 'device'},
-    main={'published', 'model'}, ablations={'study', 'variant', 'model'}, labels={'line', 'model'}, lengths={'line', 'model'},
+    main={'published', 'model'}, ablations={'study', 'variant', 'model'},
+    labels={'line', 'model'}, lengths={'line', 'model'},
     study={'data', 'pretrain', 'train', 'evaluate', 'cost', 'bench', 'release', 'tables', 'threads', 'gpu_share',
            'take_records'})
 
-NEEDED = dict(main={'model'}, ablations={'study', 'variant', 'model'}, labels={'line', 'model'}, lengths={'line', 'model'},
-     evaluation={'ratios', 'seeds'}, cost={'recipes', 'ratios'})
+NEEDED = dict(
+    main={'model'}, ablations={'study', 'variant', 'model'}, labels={'line', 'model'}, lengths={'line', 'model'},
+    evaluation={'ratios', 'seeds'}, cost={'recipes', 'ratios'})
 
 ROWS = 'main', 'ablations', 'labels', 'lengths' # tables whose rows are dictionaries
 
+# %% ../../nbs/study/02_profile.ipynb #07f0e5a001
 def check_section(section, kind, where):
     "Raise `MimdetError` for a key that nothing reads."
-    if not isinstance(section, dict): raise MimdetError(f'{where}: a section with names and values is needed, not {section!r}')
+    if not isinstance(section, dict):
+        raise MimdetError(f'{where}: a section with names and values is needed, not {section!r}')
     for key in section:
-        if key not in KEYS[kind]: raise MimdetError(f'{where}: nothing reads {key!r}{nearest(key, KEYS[kind])}; there are {", ".join(sorted(KEYS[kind]))}')
+        if key not in KEYS[kind]:
+            raise MimdetError(f'{where}: nothing reads {key!r}{nearest(key, KEYS[kind])}; '
+                              f'there are {", ".join(sorted(KEYS[kind]))}')
 
 def check_needed(section, kind, where):
     "Raise `MimdetError` for a key that is not there and must be."
     for key in sorted(NEEDED[kind] - section.keys()): raise MimdetError(f'{where}: {key!r} is missing')
 
+# %% ../../nbs/study/02_profile.ipynb #07f0e5a002
 def check_keys(plain, where):
     "Check a whole profile, and put in the sections that it leaves out."
     check_section(plain, 'study', where)
@@ -54,15 +64,23 @@ def check_keys(plain, where):
             check_needed(row, table, f'{where}: tables.{table}: {row}')
     if plain['cost']: check_needed(plain['cost'], 'cost', f'{where}: cost')
     for part, kind in (('train', 'model'), ('evaluate', 'evaluation')):
-        for level in ('common', 'models'): plain[part][level] = plain[part].get(level) or {}
-        check_section(plain[part]['common'], kind, f'{where}: {part}.common')
-        plain[part]['models'] = {key: section or {} for key, section in plain[part]['models'].items()}
-        for key, section in plain[part]['models'].items(): check_section(section, kind, f'{where}: {part}.models.{key}')
-    if plain['train']['models']: check_needed(plain['evaluate']['common'], 'evaluation', f'{where}: evaluate.common')
+        _check_models(plain[part], kind, f'{where}: {part}')
+    if plain['train']['models']:
+        check_needed(plain['evaluate']['common'], 'evaluation', f'{where}: evaluate.common')
     for key, section in plain['pretrain'].items():
         steps = {'size', 'steps', 'batch'} - (section.get('settings') or {}).keys()
-        if steps and not section.get('file'): raise MimdetError(f'{where}: pretrain.{key}: a file is missing, or settings with {", ".join(sorted(steps))}')
+        if steps and not section.get('file'):
+            raise MimdetError(f'{where}: pretrain.{key}: a file is missing, '
+                              f'or settings with {", ".join(sorted(steps))}')
 
+# %% ../../nbs/study/02_profile.ipynb #07f0e5a003
+def _check_models(part, kind, where):
+    for level in ('common', 'models'): part[level] = part.get(level) or {}
+    check_section(part['common'], kind, f'{where}.common')
+    part['models'] = {key: section or {} for key, section in part['models'].items()}
+    for key, section in part['models'].items(): check_section(section, kind, f'{where}.models.{key}')
+
+# %% ../../nbs/study/02_profile.ipynb #07f0e5a004
 def profiles(
     folder='profiles', # where they are
 )->list:
@@ -75,7 +93,8 @@ def read_models(
     images,     # of an epoch; None: as the recipe says
     where:str,  # for messages
 )->dict:
-    "{name: recipe, changes, overrides, pretrain, initialisation, seeds, first, gpus, and `built`, the changed recipe}. Raises `MimdetError`."
+    """{name: recipe, changes, overrides, pretrain, initialisation, seeds, first, gpus,
+    and `built`, the changed recipe}. Raises `MimdetError`."""
     common, found = train['common'], {}
     for key, own in train['models'].items():
         model = dict(pretrain=None, seeds=[0], gpus=0, first=0) | common | own

@@ -24,10 +24,12 @@ def check_parameters(
         if not injected.startswith('# Parameters\n'): continue
         known, given = _assigned(default), _assigned(injected)
         unknown = sorted(given - known)
-        if unknown: raise MimdetError(f'unknown parameter {unknown[0]!r}; this notebook has {", ".join(sorted(known))}')
+        if unknown:
+            raise MimdetError(f'unknown parameter {unknown[0]!r}; this notebook has {", ".join(sorted(known))}')
 
 def _assigned(source):
-    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return {name.id for name in names if isinstance(name.ctx, ast.Store)}
 
 # %% ../../nbs/study/01_records.ipynb #28-3917623f
 PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'hotcoco',
@@ -49,11 +51,13 @@ def git_state()->dict:
     def git(*args): return subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True)
     head = git('rev-parse', 'HEAD')
     if head.returncode: return {}
-    changed = git('status', '--porcelain', '--untracked-files=no', '--', ':/nbs/*.ipynb', ':/mimdet', ':/nbs/experiments')
+    changed = git('status', '--porcelain', '--untracked-files=no',
+                  '--', ':/nbs/*.ipynb', ':/mimdet', ':/nbs/experiments')
     return dict(commit=head.stdout.strip(), dirty=bool(changed.stdout.strip()))
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d46d
-_TEXT, _NUMBER, _COUNT, _OBJECT = dict(type='string'), dict(type='number'), dict(type='integer', minimum=0), dict(type='object')
+_TEXT, _NUMBER, _OBJECT = dict(type='string'), dict(type='number'), dict(type='object')
+_COUNT = dict(type='integer', minimum=0)
 _KNOWN_OR_NOT = dict(type=['number', 'null'])
 _SHA256 = dict(type='string', pattern='^[0-9a-f]{64}$')
 
@@ -65,14 +69,19 @@ _EVALUATED = _rows(dict(ratio=_NUMBER, strategy=_TEXT, seed=_COUNT, c4=_TEXT, bb
                    samples=_COUNT, images=_COUNT, precision=_TEXT, evaluator=_TEXT, seconds=_NUMBER, segm=_OBJECT)
 _TIMED = dict(seconds=dict(type='array', items=_NUMBER), batch=_COUNT)
 
+# %% ../../nbs/study/01_records.ipynb #31-1d85d472
 METRICS = dict( # what came out, for each kind of run
     data=_object(dict(objects=_COUNT)),
-    pretrain=_object({}, loss=_NUMBER, seconds=_NUMBER, images_per_second=_KNOWN_OR_NOT, # of one from elsewhere only the stem is known
+    pretrain=_object({}, loss=_NUMBER, seconds=_NUMBER, # of one from elsewhere only the stem is known
+                     images_per_second=_KNOWN_OR_NOT,
                      stem=_object(dict(error=_NUMBER, loss=_NUMBER, loss_with_stem=_NUMBER))),
-    train=_object(dict(parameters=_COUNT), total_loss=_NUMBER, seconds_per_iteration=_KNOWN_OR_NOT, seconds=_NUMBER),
-    evaluate=_object(dict(rows=_EVALUATED), precisions=_EVALUATED, c4_variance=_rows(dict(ratio=_NUMBER, share=_NUMBER)),
+    train=_object(dict(parameters=_COUNT), total_loss=_NUMBER, seconds_per_iteration=_KNOWN_OR_NOT,
+                  seconds=_NUMBER),
+    evaluate=_object(dict(rows=_EVALUATED), precisions=_EVALUATED,
+                     c4_variance=_rows(dict(ratio=_NUMBER, share=_NUMBER)),
                      sampling=_rows(dict(ratio=_NUMBER, always=_NUMBER, sometimes=_NUMBER, never=_NUMBER))),
-    cost=_object(dict(rows=_rows(dict(recipe=_TEXT), mode=_TEXT, ratio=_KNOWN_OR_NOT, error=_TEXT, memory_mb=_OBJECT, **_TIMED))),
+    cost=_object(dict(rows=_rows(dict(recipe=_TEXT), mode=_TEXT, ratio=_KNOWN_OR_NOT, error=_TEXT,
+                                 memory_mb=_OBJECT, **_TIMED))),
     bench=_object(dict(rows=_rows(dict(what=_TEXT, recipe=_TEXT, way=_TEXT), memory_mb=_KNOWN_OR_NOT, **_TIMED))),
     release=_object(dict(bytes=_COUNT), lost=_NUMBER),
 )
@@ -83,8 +92,10 @@ _GIT = dict(commit=dict(type='string', pattern='^[0-9a-f]{40}$'), dirty=dict(typ
 RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
     'schema': dict(const=2), 'kind': dict(enum=list(METRICS)),
     'profile': _TEXT, 'name': _TEXT,
-    'params': dict(type='object', required=['seed']), 'config_hash': dict(type='string', pattern='^[0-9a-f]{16}$'),
-    'dataset': dict(type='object', required=['name'], properties=dict(name=_TEXT, sha256=_HASHES)), 'weights': _HASHES,
+    'params': dict(type='object', required=['seed']),
+    'config_hash': dict(type='string', pattern='^[0-9a-f]{16}$'),
+    'dataset': dict(type='object', required=['name'], properties=dict(name=_TEXT, sha256=_HASHES)),
+    'weights': _HASHES,
     'git': dict(type='object', properties=_GIT),
     'versions': dict(type='object', required=['python'], additionalProperties=_TEXT),
     'hardware': dict(type='object', required=['device', 'cpu', 'cores']),
@@ -92,8 +103,11 @@ RECORD_SCHEMA = dict(type='object', additionalProperties=False, properties={
     'wall_seconds': dict(type='number', minimum=0), 'peak_memory_mb': dict(type='integer', minimum=1),
     'metrics': _OBJECT, 'extra': _OBJECT, 'sha256': _SHA256})
 RECORD_SCHEMA['required'] = list(RECORD_SCHEMA['properties'])
-RECORD_SCHEMA['allOf'] = [{'if': dict(properties=dict(kind=dict(const=kind))), 'then': dict(properties=dict(metrics=schema))}
-                          for kind, schema in METRICS.items()]
+
+def _of_a_kind(kind, schema):
+    return {'if': dict(properties=dict(kind=dict(const=kind))), 'then': dict(properties=dict(metrics=schema))}
+
+RECORD_SCHEMA['allOf'] = [_of_a_kind(*item) for item in METRICS.items()]
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d470
 def fingerprint(record:dict)->str:
@@ -113,10 +127,12 @@ def make_record(
     **extra,           # curves, examples: small plain data for figures
 )->dict:
     "A run record: metrics with all that is needed to trust and repeat them."
-    record = dict(schema=2, kind=kind, profile=profile, name=name, params=params, config_hash=config_hash(params),
-                  dataset=dataset, weights=weights or {}, git=git_state(), versions=versions(), hardware=hardware(device),
-                  date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-                  wall_seconds=round(time.time() - started, 1), peak_memory_mb=peak_memory_mb(), metrics=metrics, extra=extra)
+    record = dict(
+        schema=2, kind=kind, profile=profile, name=name, params=params, config_hash=config_hash(params),
+        dataset=dataset, weights=weights or {}, git=git_state(), versions=versions(), hardware=hardware(device),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        wall_seconds=round(time.time() - started, 1), peak_memory_mb=peak_memory_mb(),
+        metrics=metrics, extra=extra)
     return record | dict(sha256=fingerprint(record))
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d471
@@ -141,11 +157,14 @@ def load(
 )->list:                   # records, ordered by name
     "All run records of a profile. Raises `MimdetError` if there are none or one is not in its place."
     files = sorted((Path(folder)/profile).glob('*.json'))
-    if not files: raise MimdetError(f'no run records in {Path(folder)/profile}: check the profile, or run it first (make reproduce)')
+    if not files:
+        raise MimdetError(f'no run records in {Path(folder)/profile}: '
+                          'check the profile, or run it first (make reproduce)')
     records = [read_record(f) for f in files]
     for f, r in zip(files, records):
         if (r['profile'], r['name']) != (profile, f.stem):
-            raise MimdetError(f'{f} holds the record {r["profile"]}/{r["name"]}: move it back there, or delete it and run it again')
+            raise MimdetError(f'{f} holds the record {r["profile"]}/{r["name"]}: '
+                              'move it back there, or delete it and run it again')
     return records
 
 # %% ../../nbs/study/01_records.ipynb #10-274516b0
@@ -156,7 +175,8 @@ def field(
     "A field of a record. Raises `MimdetError` naming record and field if it is not there."
     found = record
     for key in path:
-        if not isinstance(found, dict) or key not in found: raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no {".".join(path)}: run it again')
+        if not isinstance(found, dict) or key not in found:
+            raise MimdetError(f'{record["kind"]} record {record["name"]!r} has no {".".join(path)}: run it again')
         found = found[key]
     return found
 
@@ -173,9 +193,14 @@ def machine(record)->str:
 def runs_frame(records)->'pandas.DataFrame':
     "One row per run: kind, name, seed, device, commit, time and memory."
     import pandas as pd # here, since each run of a study imports this module
-    return pd.DataFrame([{'kind': r['kind'], 'name': r['name'], 'seed': r['params'].get('seed'), 'device': r['hardware'].get('gpu', r['hardware'].get('cpu')),
-                          'commit': r['git'].get('commit', '')[:7], 'dirty': r['git'].get('dirty'), 'date': r['date'], 'seconds': round(run_seconds(r), 1),
-                          'peak memory MB': r['peak_memory_mb'], 'config hash': r['config_hash']} for r in sorted(records, key=lambda r: (r['kind'], r['name']))])
+    def row(r):
+        device, git = r['hardware'].get('gpu', r['hardware'].get('cpu')), r['git']
+        return {
+            'kind': r['kind'], 'name': r['name'], 'seed': r['params'].get('seed'), 'device': device,
+            'commit': git.get('commit', '')[:7], 'dirty': git.get('dirty'), 'date': r['date'],
+            'seconds': round(run_seconds(r), 1), 'peak memory MB': r['peak_memory_mb'],
+            'config hash': r['config_hash']}
+    return pd.DataFrame([row(r) for r in sorted(records, key=lambda r: (r['kind'], r['name']))])
 
 # %% ../../nbs/study/01_records.ipynb #16-5516755b
 INITIALISATIONS = {'mae': 'MAE', 'mae_encoder': 'MAE, encoder only', 'random': 'random'}
@@ -183,7 +208,8 @@ FILLS = {'mask_token': 'v1 (mask token)', 'stem': 'v2 (stem)', None: ''}
 
 class Model(NamedTuple):
     "What the trainings of one model have in common."
-    key:str; recipe:str; backbone:str; size:str; fill:str; train_ratio:float; decoder_depth:int; initialisation:str; strategy:str
+    key:str; recipe:str; backbone:str; size:str; fill:str
+    train_ratio:float; decoder_depth:int; initialisation:str; strategy:str
     runs:tuple; seeds:tuple; parameters:int
 
     @property
@@ -204,34 +230,50 @@ def model_name(
     return record['params'].get('model') or record['name'].removeprefix('train_')
 
 def models(records)->dict:
-    "{name: Model}. Raises `MimdetError` if nothing was trained, or if two trainings of a model differ in more than the seed."
+    """{name: Model}. Raises `MimdetError` if nothing was trained,
+    or if two trainings of a model differ in more than the seed."""
     trained = of_kind(records, 'train')
-    if not trained: raise MimdetError(f'no train record among the {len(records)} records: run a training first (make reproduce)')
+    if not trained:
+        raise MimdetError(f'no train record among the {len(records)} records: run a training first (make reproduce)')
     groups = {}
     for r in trained: groups.setdefault(model_name(r), []).append(r)
     return {key: _model(key, group) for key, group in groups.items()}
 
+# %% ../../nbs/study/01_records.ipynb #18-77b0c6a6
 def _model(key, group):
-    first, get = group[0], lambda name, default=None: group[0]['params'].get(name, default)
-    for r in group[1:]:
-        other = [k for k in sorted({*first['params'], *r['params']} - {'seed'}) if first['params'].get(k) != r['params'].get(k)]
-        if other: raise MimdetError(f'train records {first["name"]!r} and {r["name"]!r} are both of the model {key!r} and differ in params.{other[0]}: run the older one again')
+    first, params = group[0], group[0]['params']
+    for r in group[1:]: _check_same(key, first, r)
     recipe, seeds = field(first, 'params', 'recipe'), tuple(field(r, 'params', 'seed') for r in group)
-    if len({*seeds}) < len(seeds): raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} with the same seed: delete one')
-    backbone, ratio = get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'), field(first, 'params', 'sample_ratio')
-    return Model(key, recipe, backbone, get('size') or (RECIPES[recipe].size if recipe in RECIPES else ''), field(first, 'params', 'fill'), ratio, get('decoder_depth'),
-                 field(first, 'params', 'initialisation'), get('strategy'), tuple(r['name'] for r in group), seeds, first['metrics'].get('parameters'))
+    if len({*seeds}) < len(seeds):
+        raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} '
+                          'with the same seed: delete one')
+    ratio = field(first, 'params', 'sample_ratio')
+    return Model(
+        key, recipe, params.get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'),
+        size=params.get('size') or (RECIPES[recipe].size if recipe in RECIPES else ''),
+        fill=field(first, 'params', 'fill'), train_ratio=ratio, decoder_depth=params.get('decoder_depth'),
+        initialisation=field(first, 'params', 'initialisation'), strategy=params.get('strategy'),
+        runs=tuple(r['name'] for r in group), seeds=seeds, parameters=first['metrics'].get('parameters'))
+
+def _check_same(key, first, other):
+    names = sorted({*first['params'], *other['params']} - {'seed'})
+    differing = [k for k in names if first['params'].get(k) != other['params'].get(k)]
+    if differing:
+        raise MimdetError(f'train records {first["name"]!r} and {other["name"]!r} are both of the model {key!r} '
+                          f'and differ in params.{differing[0]}: run the older one again')
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0d
 def select(
     records,
-    rows=(),    # a profile's rows: names of models, or dictionaries with a name under `model`; none: v1 from MAE weights, its tokens sampled at random
+    rows=(),    # a profile's rows: names of models, or dictionaries with a name under `model`;
+                # none: v1 from MAE weights, its tokens sampled at random
     also=(),    # further kinds of records: pretrain, cost
 )->list:
     "The train and evaluate records of the models that a table or figure is about, and those of which these were made."
     names = [row if isinstance(row, str) else row['model'] for row in rows]
     check_origins(records)
-    if of_kind(records, 'train') and not names: names = [m.key for m in models(records).values() if _usual(m)]
+    if of_kind(records, 'train') and not names:
+        names = [m.key for m in models(records).values() if _usual(m)]
     trained = {r['name']: r for r in of_kind(records, 'train') if model_name(r) in names}
     start = {r['weights'].get('in') for r in trained.values()}
     def wanted(r):
@@ -239,8 +281,10 @@ def select(
         return r['params'].get('train', r['name']) in trained or r['kind'] == 'cost'
     return [r for kind in ('train', 'evaluate', *also) for r in of_kind(records, kind) if wanted(r)]
 
-def _usual(m): return (m.backbone, m.fill, m.initialisation, m.strategy) == ('mimdet', 'mask_token', 'mae', 'random')
+def _usual(m):
+    return (m.backbone, m.fill, m.initialisation, m.strategy) == ('mimdet', 'mask_token', 'mae', 'random')
 
+# %% ../../nbs/study/01_records.ipynb #21-a9caac0e
 def check_origins(records):
     "Raise `MimdetError` for an evaluation of no training, of weights that are no more, or on other data than the rest."
     evaluated, trained = of_kind(records, 'evaluate'), {r['name']: r for r in of_kind(records, 'train')}
@@ -248,7 +292,13 @@ def check_origins(records):
 
 def _check_origin(record, trained, first):
     name, train = record['name'], field(record, 'params', 'train')
-    if train not in trained: raise MimdetError(f'evaluate record {name!r} is of the training {train!r}, which has no record: run that, or delete this one')
+    if train not in trained:
+        raise MimdetError(f'evaluate record {name!r} is of the training {train!r}, which has no record: '
+                          'run that, or delete this one')
     weights = record['weights'].get('in'), trained[train]['weights'].get('out')
-    if all(weights) and weights[0] != weights[1]: raise MimdetError(f'evaluate record {name!r} is of other weights than train record {train!r} made: evaluate again')
-    if record['dataset'] != first['dataset']: raise MimdetError(f'evaluate records {first["name"]!r} and {name!r} are on different data: delete the older one and run it again')
+    if all(weights) and weights[0] != weights[1]:
+        raise MimdetError(f'evaluate record {name!r} is of other weights than train record {train!r} made: '
+                          'evaluate again')
+    if record['dataset'] != first['dataset']:
+        raise MimdetError(f'evaluate records {first["name"]!r} and {name!r} are on different data: '
+                          'delete the older one and run it again')

@@ -21,23 +21,31 @@ def measurements(records)->pd.DataFrame:
     "One row per evaluation: model and run, how it was evaluated, and its APs in percent (`box AP`, `mask AP50`, ...)."
     check_origins(records)
     names = {r['name']: model_name(r) for r in of_kind(records, 'train')}
-    rows = [_measurement(r, i, names) for r in of_kind(records, 'evaluate') for i in range(len(field(r, 'metrics', 'rows')))]
-    found = pd.DataFrame(rows, columns=['model', 'run', *SETTING, *(f'{task} {ap}' for task in TASKS.values() for ap in APS)])
+    rows = [_measurement(r, i, names)
+            for r in of_kind(records, 'evaluate') for i in range(len(field(r, 'metrics', 'rows')))]
+    columns = [f'{task} {ap}' for task in TASKS.values() for ap in APS]
+    found = pd.DataFrame(rows, columns=['model', 'run', *SETTING, *columns])
     twice = found[found.duplicated(['run', *SETTING])]
-    if len(twice): raise MimdetError(f'measured twice: {", ".join(f"{k} {twice.iloc[0][k]}" for k in ["run", *SETTING])}; delete one of the evaluate records')
+    if len(twice):
+        told = ', '.join(f'{k} {twice.iloc[0][k]}' for k in ['run', *SETTING])
+        raise MimdetError(f'measured twice: {told}; delete one of the evaluate records')
     return found
 
+# %% ../../nbs/study/05_statistics.ipynb #24f0e5a001
 def _measurement(record, i, names):
     row = dict(samples=1) | record['metrics']['rows'][i]
     for key in (*SETTING, *TASKS):
-        if key not in row: raise MimdetError(f'evaluate record {record["name"]!r} has no {key!r} in row {i}: run it again')
+        if key not in row:
+            raise MimdetError(f'evaluate record {record["name"]!r} has no {key!r} in row {i}: run it again')
     run = record['params']['train']
-    return dict(model=names[run], run=run) | {k: row[k] for k in SETTING} | {f'{name} {ap}': row[task].get(ap) for task, name in TASKS.items() for ap in APS}
+    measured = {f'{name} {ap}': row[task].get(ap) for task, name in TASKS.items() for ap in APS}
+    return dict(model=names[run], run=run) | {k: row[k] for k in SETTING} | measured
 
 # %% ../../nbs/study/05_statistics.ipynb #27-5b31a09b
 def spread(
     values, # pandas Series of one AP, indexed by training run
-)->dict:    # mean, sd, n: over trainings; sampling_sd, samplings: within them; runs: the mean of each. None for what does not exist
+)->dict:    # mean, sd, n: over trainings; sampling_sd, samplings: within them; runs: the mean of each;
+            # None for what does not exist
     "Mean and standard deviations over trainings and over samplings."
     groups = values.dropna().astype(float).groupby(level=0)
     if not len(groups): return dict(mean=None, sd=None, n=0, sampling_sd=None, samplings=0, runs={})
@@ -47,7 +55,8 @@ def spread(
 
 def over_runs(runs):
     values = np.array([*runs.values()], float)
-    return dict(mean=values.mean().item(), sd=values.std(ddof=1).item() if len(values) > 1 else None, n=len(values), runs=runs)
+    sd = values.std(ddof=1).item() if len(values) > 1 else None
+    return dict(mean=values.mean().item(), sd=sd, n=len(values), runs=runs)
 
 # %% ../../nbs/study/05_statistics.ipynb #30-44fca243
 def change(
@@ -55,7 +64,8 @@ def change(
     before, # likewise, of the same trainings
 )->dict:    # None without trainings that have both
     "`after` minus `before`, training by training."
-    shared = {run: after['runs'][run] - before['runs'][run] for run in (after or {}).get('runs', ()) if before and run in before['runs']}
+    shared = {run: after['runs'][run] - before['runs'][run]
+              for run in (after or {}).get('runs', ()) if before and run in before['runs']}
     return over_runs(shared) | dict(sign=True) if shared else None
 
 def difference(
@@ -65,7 +75,8 @@ def difference(
     "The difference of two means, with the standard deviation of a difference between one training of each."
     if not ours or not other or None in (ours['mean'], other['mean']): return None
     both = None not in (ours['sd'], other['sd'])
-    return dict(mean=ours['mean'] - other['mean'], sd=(ours['sd']**2 + other['sd']**2)**.5 if both else None, n=min(ours['n'], other['n']), sign=True)
+    sd = (ours['sd']**2 + other['sd']**2)**.5 if both else None
+    return dict(mean=ours['mean'] - other['mean'], sd=sd, n=min(ours['n'], other['n']), sign=True)
 
 # %% ../../nbs/study/05_statistics.ipynb #33-05e98e81
 class Setting(NamedTuple):
@@ -80,7 +91,8 @@ def summary(records)->dict:
         ways = sorted(done[own].strategy.unique(), key=lambda s: (s != m.strategy, s))
         done = done[~own | done.strategy.isin(ways[:1])]
     groups = done.set_index('run').groupby(['model', 'ratio', 'c4', 'samples'])
-    return {Setting(*key): {name: spread(group[name]) for name in group.columns if name.startswith(('box ', 'mask '))} for key, group in groups}
+    columns = [name for name in done.columns if name.startswith(('box ', 'mask '))]
+    return {Setting(*key): {name: spread(group[name]) for name in columns} for key, group in groups}
 
 def aps(
     found:dict, # what `summary` gives

@@ -28,7 +28,8 @@ def published(
     aps = ['box_AP', 'mask_AP']
     rows[aps] = rows[aps].map(lambda v: UNPUBLISHED if pd.isna(v) else f'{v:.1f}')
     rows = rows.map(lambda v: '–' if pd.isna(v) else f'{v:g}' if isinstance(v, float) else v)
-    names = dict(box_AP='published box AP', mask_AP='published mask AP', parameters_M='parameters (M)', flops_T='FLOPs (T)')
+    names = dict(box_AP='published box AP', mask_AP='published mask AP', parameters_M='parameters (M)',
+                 flops_T='FLOPs (T)')
     return rows.rename(columns=lambda name: names.get(name, name.replace('_', ' ')))
 
 def _published(path=None): return read_json(path or project_root()/'results'/'paper'/'published.json')
@@ -39,16 +40,20 @@ def on_coco(
 )->bool:
     "Are these the images that the published numbers are about?"
     images = dataset.get('images')
-    return dataset.get('name') in _published()['dataset_names'] and (images.get('val') if isinstance(images, dict) else images) in (None, 5000)
+    validated = images.get('val') if isinstance(images, dict) else images
+    return dataset.get('name') in _published()['dataset_names'] and validated in (None, 5000)
 
 def against_published(ours, paper, dataset)->dict:
     "Our box and mask AP minus the published ones, on the same data; else a word on why not."
     if ours is None: return NOT_RUN
     if not on_coco(dataset): return f'n/a ({dataset.get("name") or "other data"})'
     if paper is None: return UNPUBLISHED
-    return {task: difference(ours[task], paper[task] | dict(sd=ours[task]['sd'] and 0., n=ours[task]['n'])) for task in paper}
+    def without_chance(task): return paper[task] | dict(sd=ours[task]['sd'] and 0., n=ours[task]['n'])
+    return {task: difference(ours[task], without_chance(task)) for task in paper}
 
-def _paper_aps(row): return {task: number(row[f'{task}_AP']) for task in TASKS.values()} if row and row['box_AP'] else None
+def _paper_aps(row):
+    if not row or not row['box_AP']: return None
+    return {task: number(row[f'{task}_AP']) for task in TASKS.values()}
 
 # %% ../../nbs/study/09_tables.ipynb #56-5987e557
 def main_table(
@@ -58,25 +63,36 @@ def main_table(
     "Each published result with our model in its place."
     paper = [p for p in _published()['rows'] if p['source'].startswith('hustvl/')]
     for row in rows:
-        if row.get('published') not in (None, *(p['recipe'] for p in paper)): raise MimdetError(f'main table: no published row has the recipe {row["published"]!r}: see results/paper/published.json')
+        if row.get('published') not in (None, *(p['recipe'] for p in paper)):
+            raise MimdetError(f'main table: no published row has the recipe {row["published"]!r}: '
+                              'see results/paper/published.json')
     chosen = select(records, rows)
-    pairs = [(p, row) for p in paper for row in [r for r in rows if p['recipe'] and r.get('published') == p['recipe']] or [None]]
+    def ours(p): return [row for row in rows if p['recipe'] and row.get('published') == p['recipe']]
+    pairs = [(p, row) for p in paper for row in ours(p) or [None]]
     pairs += [(None, row) for row in rows if not row.get('published')]
     known, found, shares = models(chosen) if chosen else {}, summary(chosen), c4_shares(chosen)
     dataset = next((r['dataset'] for r in of_kind(chosen, 'evaluate')), {})
-    return make_table([_main_row(p, row and row['model'], known, found, shares, dataset) for p, row in pairs], ['published model', *PAPER, 'ours'], HIDDEN)
+    made = [_main_row(p, row and row['model'], known, found, shares, dataset) for p, row in pairs]
+    return make_table(made, ['published model', *PAPER, 'ours'], HIDDEN)
 
+# %% ../../nbs/study/09_tables.ipynb #56f0e5a001
 PAPER = ['design', 'train ratio', 'schedule', 'augmentation']
 HIDDEN = ['augmentation', 'size', 'design (ours)', *PROBES]
 
 def _main_row(p, key, known, found, shares, dataset):
-    said = lambda name: '–' if not p or p[name] is None else f'{p[name]:g}' if isinstance(p[name], float) else p[name]
+    def said(name):
+        if not p or p[name] is None: return '–'
+        return f'{p[name]:g}' if isinstance(p[name], float) else p[name]
     m, theirs = known.get(key), _paper_aps(p)
     row = {'published model': said('model')} | {k: said(k.replace(' ', '_')) for k in PAPER}
     row |= {'published @1': theirs or UNPUBLISHED, 'ours': key or NOT_RUN}
-    at = lambda ratio, **more: m and aps(found, key, ratio, **more)
-    row |= {'@1': at(1.), '@train': m and at(m.ratio), 'AP50 @1': at(1., ap='AP50'), 'difference @1': against_published(at(1.), theirs, dataset),
-            'published parameters (M)': number(p and p['parameters_M'], 2) or UNPUBLISHED, 'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2), 'size': m and m.size, 'design (ours)': m and m.design}
+    def at(ratio, **more): return m and aps(found, key, ratio, **more)
+    row |= {
+        '@1': at(1.), '@train': m and at(m.ratio), 'AP50 @1': at(1., ap='AP50'),
+        'difference @1': against_published(at(1.), theirs, dataset),
+        'published parameters (M)': number(p and p['parameters_M'], 2) or UNPUBLISHED,
+        'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2),
+        'size': m and m.size, 'design (ours)': m and m.design}
     return row | (diagnostics(m, found, shares) if m else dict.fromkeys(PROBES))
 
 # %% ../../nbs/study/09_tables.ipynb #59-11ae60cc
@@ -88,36 +104,47 @@ def ratio_table(
     chosen = select(records, rows)
     found, shares = summary(chosen), c4_shares(chosen)
     ratios = sorted({*RATIOS, *(s.ratio for s in found if (s.c4, s.samples) == ('decoder', 1))} - {PROBE_RATIO})
-    evaluated, dataset = {r['params']['train'] for r in of_kind(chosen, 'evaluate')}, next((r['dataset'] for r in of_kind(chosen, 'evaluate')), {})
-    found_rows = [_ratio_row(m, found, ratios, evaluated, dataset) | diagnostics(m, found, shares) for m in ordered(chosen, rows)]
-    if not found_rows: models(records if not rows else chosen) # which says that nothing was trained
-    return make_table(found_rows + [dict.fromkeys(found_rows[0], NOT_RUN) | dict(model=name) for name in missing(chosen, rows)], LABELS, [*PROBES, *(f'published @{r:g}' for r in ratios if r < 1)])
+    evaluations = of_kind(chosen, 'evaluate')
+    evaluated, dataset = {r['params']['train'] for r in evaluations}, next((r['dataset'] for r in evaluations), {})
+    made = [_ratio_row(m, found, ratios, evaluated, dataset) | diagnostics(m, found, shares)
+            for m in ordered(chosen, rows)]
+    if not made: models(records if not rows else chosen) # which says that nothing was trained
+    missed = [dict.fromkeys(made[0], NOT_RUN) | dict(model=name) for name in missing(chosen, rows)]
+    return make_table(made + missed, LABELS, [*PROBES, *(f'published @{r:g}' for r in ratios if r < 1)])
 
 def missing(records, rows)->list:
     "The models that rows name and of which there is no training."
     known = {model_name(r) for r in of_kind(records, 'train')}
     return [name for row in rows if (name := row if isinstance(row, str) else row['model']) not in known]
 
+# %% ../../nbs/study/09_tables.ipynb #59f0e5a001
 def _ratio_row(m, found, ratios, evaluated, dataset):
-    best = max((v['box'] for r in ratios if (v := aps(found, m.key, r, ap='AP50')) and v['box']['n']), key=lambda v: v['mean'], default=None)
+    measured = [aps(found, m.key, r, ap='AP50') for r in ratios]
+    best = max((v['box'] for v in measured if v and v['box']['n']), key=lambda v: v['mean'], default=None)
     theirs = _paper_aps(same_kind(m))
-    row = model_labels(m) | {f'@{r:g}': aps(found, m.key, r) for r in ratios} | {'best box AP50': best} | {f'published @{r:g}': UNPUBLISHED for r in ratios if r < 1}
-    row |= {'published @1': theirs or UNPUBLISHED, 'difference @1': against_published(aps(found, m.key, 1.), theirs if same_recipe(m) else None, dataset)}
+    row = model_labels(m) | {f'@{r:g}': aps(found, m.key, r) for r in ratios} | {'best box AP50': best}
+    row |= {f'published @{r:g}': UNPUBLISHED for r in ratios if r < 1}
+    compared = against_published(aps(found, m.key, 1.), theirs if same_recipe(m) else None, dataset)
+    row |= {'published @1': theirs or UNPUBLISHED, 'difference @1': compared}
     return row | {'trainings': _share(sum(run in evaluated for run in m.runs), len(m.runs))}
 
-def _share(evaluated, trained): return f'{trained}' if evaluated in (0, trained) else f'{trained}, {evaluated} evaluated'
+def _share(evaluated, trained):
+    return f'{trained}' if evaluated in (0, trained) else f'{trained}, {evaluated} evaluated'
 
 # %% ../../nbs/study/09_tables.ipynb #60-35dc3c06
 def same_recipe(m:Model)->dict:
     "The published row of the very recipe that a model was trained by, from MAE weights."
     if m.initialisation != 'mae': return None
-    return next((p for p in _published()['rows'] if p['recipe'] == m.recipe and p['train_ratio'] in (None, m.train_ratio)), None)
+    def same(p): return p['recipe'] == m.recipe and p['train_ratio'] in (None, m.train_ratio)
+    return next((p for p in _published()['rows'] if same(p)), None)
 
 def same_kind(m:Model)->dict:
-    "The published row of the same design and training ratio from MAE weights, at size base if there is none of the model's size."
+    """The published row of the same design and training ratio from MAE weights,
+    at size base if there is none of the model's size."""
     if m.backbone != 'mimdet' or m.initialisation != 'mae': return same_recipe(m)
-    design = FILLS.get(m.fill, '')[:2]
-    return same_recipe(m) or next((p for p in _published()['rows'] if p['recipe'] == f'mimdet_base_{design}_sr{m.train_ratio:g}_3x'), None)
+    if exact := same_recipe(m): return exact
+    recipe = f'mimdet_base_{FILLS.get(m.fill, "")[:2]}_sr{m.train_ratio:g}_3x'
+    return next((p for p in _published()['rows'] if p['recipe'] == recipe), None)
 
 # %% ../../nbs/study/09_tables.ipynb #63-dd881098
 def sampling_spread(
@@ -130,9 +157,11 @@ def sampling_spread(
     ratios = sorted({s.ratio for s in found if s.ratio < 1} | {*RATIOS[:-1]})
     def spreads(pair):
         if pair is None: return NOT_RUN
-        if pair['box']['sampling_sd'] is None: return '–'
-        return f'{pair["box"]["sampling_sd"]:.2f} / {pair["mask"]["sampling_sd"]:.2f} ({pair["box"]["samplings"]} samplings)'
-    return pd.DataFrame([model_labels(m) | {f'@{r:g}': spreads(aps(found, m.key, r)) for r in ratios} for m in ordered(chosen, rows)])
+        box, mask = pair['box'], pair['mask']
+        if box['sampling_sd'] is None: return '–'
+        return f'{box["sampling_sd"]:.2f} / {mask["sampling_sd"]:.2f} ({box["samplings"]} samplings)'
+    def row(m): return model_labels(m) | {f'@{r:g}': spreads(aps(found, m.key, r)) for r in ratios}
+    return pd.DataFrame([row(m) for m in ordered(chosen, rows)])
 
 # %% ../../nbs/study/09_tables.ipynb #66-71676f6b
 def ablation_table(
@@ -143,16 +172,20 @@ def ablation_table(
     chosen = select(records, rows)
     known, found, shares = models(chosen) if chosen else {}, summary(chosen), c4_shares(chosen)
     main = next((known.get(row['model']) for row in rows), None)
-    return make_table([_ablation_row(row, known.get(row['model']), main, found, shares) for row in rows], ['study', 'variant', 'model'], ['lost @0.02', 'gained @1', 'lost, stem guess'])
+    made = [_ablation_row(row, known.get(row['model']), main, found, shares) for row in rows]
+    return make_table(made, ['study', 'variant', 'model'], ['lost @0.02', 'gained @1', 'lost, stem guess'])
 
 def _ablation_row(row, m, main, found, shares):
-    at = lambda model, own: model and aps(found, model.key, model.ratio if own else 1.)
+    def at(model, own): return model and aps(found, model.key, model.ratio if own else 1.)
+    def compared(ours, theirs):
+        if m and m is main: return '–'
+        return ours and theirs and {task: difference(ours[task], theirs[task]) for task in TASKS.values()}
     out = {k: str(row.get(k, '')) or '–' for k in ('study', 'variant', 'model')}
     for name, own in (('train', True), ('1', False)):
-        ours, theirs = at(m, own), at(main, own)
-        compared = '–' if m and m is main else ours and theirs and {task: difference(ours[task], theirs[task]) for task in TASKS.values()}
-        out |= {f'@{name}': ours, f'difference @{name}': compared}
-    return out | (diagnostics(m, found, shares) if m else dict.fromkeys(PROBES)) | {'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2)}
+        ours = at(m, own)
+        out |= {f'@{name}': ours, f'difference @{name}': compared(ours, at(main, own))}
+    out |= diagnostics(m, found, shares) if m else dict.fromkeys(PROBES)
+    return out | {'parameters (M)': m and number(m.parameters and m.parameters/1e6, 2)}
 
 # %% ../../nbs/study/09_tables.ipynb #d4a1a00002
 ALONG = { # what a line runs along: its label, and where a training record has it
@@ -173,6 +206,7 @@ def series(
         if row['model'] in known: points.append((trained[row['model']], known[row['model']]))
     return {line: sorted(points) for line, points in lines.items()}
 
+# %% ../../nbs/study/09_tables.ipynb #d4a1a00004
 def series_table(
     records,
     rows,      # dictionaries: line, model
@@ -182,9 +216,12 @@ def series_table(
     chosen = select(records, rows)
     found, lines = summary(chosen), series(chosen, rows, along)
     label = ALONG[along][0]
-    made = [{label: f'{x:,}', 'line': line, 'model': m.key, '@train': aps(found, m.key, m.ratio), '@1': aps(found, m.key, 1.),
-             'AP50 @1': aps(found, m.key, 1., ap='AP50')} for line, points in lines.items() for x, m in points]
-    missed = [{label: NOT_RUN, 'line': row['line'], 'model': row['model'], '@train': None, '@1': None, 'AP50 @1': None}
+    def point(x, line, m):
+        return {label: f'{x:,}', 'line': line, 'model': m.key, '@train': aps(found, m.key, m.ratio),
+                '@1': aps(found, m.key, 1.), 'AP50 @1': aps(found, m.key, 1., ap='AP50')}
+    made = [point(x, line, m) for line, points in lines.items() for x, m in points]
+    none = {'@train': None, '@1': None, 'AP50 @1': None}
+    missed = [{label: NOT_RUN, 'line': row['line'], 'model': row['model']} | none
               for row in rows if row['model'] in missing(chosen, rows)]
     return make_table(made + missed, [label, 'line', 'model'])
 
@@ -197,35 +234,46 @@ def ensemble_table(
     chosen = select(records, rows, also=('cost',))
     found = summary(chosen)
     looks = sorted({(s.model, s.ratio, s.samples) for s in found if s.samples > 1})
-    return make_table([_ensemble_row(m, ratio, k, found, cost_of(chosen, m)) for m in ordered(chosen, rows) for key, ratio, k in looks if key == m.key], ['model', 'train ratio', 'ratio', 'k'])
+    made = [_ensemble_row(m, ratio, k, found, cost_of(chosen, m))
+            for m in ordered(chosen, rows) for key, ratio, k in looks if key == m.key]
+    return make_table(made, ['model', 'train ratio', 'ratio', 'k'])
 
 def _ensemble_row(m, ratio, k, found, costs):
     many, one, whole = aps(found, m.key, ratio, 'decoder', k), aps(found, m.key, ratio), aps(found, m.key, 1.)
-    gained = lambda other: other and {task: change(many[task], other[task]) for task in many}
-    work = lambda row: number(row and (row['flops']['encoder'] + row['flops']['decoder'])/1e9, 2)
+    def gained(other): return other and {task: change(many[task], other[task]) for task in many}
+    def work(row): return number(row and (row['flops']['encoder'] + row['flops']['decoder'])/1e9, 2)
     looks = costs.get(ratio) and number(k*work(costs[ratio])['mean'], 2)
-    return {'model': m.key, 'train ratio': f'{m.ratio:g}', 'ratio': f'{ratio:g}', 'k': f'{k}', 'tokens in all': f'{k*ratio:.0%}', 'ensemble': many, 'one sampling': one, 'one pass @1': whole,
-            'ensemble − one sampling': gained(one), 'ensemble − pass @1': gained(whole), 'GFLOPs of encoder and decoder': looks, 'the same @1': work(costs.get(1.))}
+    return {
+        'model': m.key, 'train ratio': f'{m.ratio:g}', 'ratio': f'{ratio:g}', 'k': f'{k}',
+        'tokens in all': f'{k*ratio:.0%}', 'ensemble': many, 'one sampling': one, 'one pass @1': whole,
+        'ensemble − one sampling': gained(one), 'ensemble − pass @1': gained(whole),
+        'GFLOPs of encoder and decoder': looks, 'the same @1': work(costs.get(1.))}
 
 # %% ../../nbs/study/09_tables.ipynb #75-d5002808
-AGREEMENT = dict(always='always found', sometimes='sometimes', never='never', found_sd='sd of the share found', score_sd='sd of an object\'s score')
+AGREEMENT = dict(always='always found', sometimes='sometimes', never='never',
+                 found_sd='sd of the share found', score_sd='sd of an object\'s score')
 
 def sampling_table(
     records,
     rows=(), # as for `select`
 )->Table:
-    "One row per model and ratio: shares of the objects that are found in all, some, none of the samplings, and how their scores spread."
+    """One row per model and ratio: shares of the objects that are found in all, some, none of the samplings,
+    and how their scores spread."""
     chosen = select(records, rows)
-    known = ordered(chosen, rows)
-    return make_table([row for m in known for row in _agreement_rows(m, chosen)], ['model', 'train ratio', 'ratio', 'k'])
+    made = [row for m in ordered(chosen, rows) for row in _agreement_rows(m, chosen)]
+    return make_table(made, ['model', 'train ratio', 'ratio', 'k'])
 
 def _agreement_rows(m, records):
     shares = {}
     for r in of_kind(records, 'evaluate'):
-        for row in r['metrics'].get('sampling', ()) if r['params']['train'] in m.runs else (): shares.setdefault((row['ratio'], row['seeds']), {})[r['params']['train']] = row
+        run = r['params']['train']
+        if run not in m.runs: continue
+        for row in r['metrics'].get('sampling', ()): shares.setdefault((row['ratio'], row['seeds']), {})[run] = row
     for (ratio, seeds), runs in sorted(shares.items()):
-        cells = {name: over_runs({run: row[key]*(1 if key == 'score_sd' else 100) for run, row in runs.items()}) for key, name in AGREEMENT.items()}
-        for key, name in AGREEMENT.items(): cells[name] |= dict(digits=3) if key == 'score_sd' else dict(unit='%')
+        cells = {}
+        for key, name in AGREEMENT.items():
+            unit, scale = (dict(digits=3), 1) if key == 'score_sd' else (dict(unit='%'), 100)
+            cells[name] = over_runs({run: row[key]*scale for run, row in runs.items()}) | unit
         yield {'model': m.key, 'train ratio': f'{m.ratio:g}', 'ratio': f'{ratio:g}', 'k': f'{seeds}'} | cells
 
 # %% ../../nbs/study/09_tables.ipynb #c0570000d2
@@ -283,7 +331,8 @@ IN_THE_CSV_ONLY = ('encoder GFLOPs', 'backbone images/s', 'CPU seconds an image'
                    *(f'{mode}: {name}' for mode in MODES for name in ('batch', 'precision')))
 
 # %% ../../nbs/study/09_tables.ipynb #c0570000d6
-BY_OTHERS = {('base', 'mimdet'): 'MIMDet-B', ('large', 'mimdet'): 'MIMDet-L', ('base', 'benchmarking'): 'Benchmarking-B'}
+BY_OTHERS = {('base', 'mimdet'): 'MIMDet-B', ('large', 'mimdet'): 'MIMDet-L',
+             ('base', 'benchmarking'): 'Benchmarking-B'}
 
 def _flops_by_others(r, ratio):
     theirs = dict(zip(published().model, published()['FLOPs (T)']))
@@ -305,7 +354,8 @@ def _cost_row(setting, modes):
 
 # %% ../../nbs/study/09_tables.ipynb #c0570000d8
 def cost_table(records)->Table:
-    "Parameters, multiply-adds, memory, latency and training throughput over the sample ratio; `cells` has a row for each of the page's."
+    """Parameters, multiply-adds, memory, latency and training throughput over the sample ratio;
+    `cells` has a row for each of the page's."""
     rows = [_cost_row(*item) for item in costs(records).items()] or [dict(recipe=NOT_RUN)]
     table = pd.DataFrame(rows)
     one_machine = len({row.get('hardware') for row in rows} - {'-'}) < 2
@@ -325,8 +375,10 @@ def ways_of(records)->dict:
             found.setdefault(tuple(row.get(k) for k in SETTING), {})[row['way']] = row
     return found
 
-def _taken(ways, way): return 1000*median(ways[way]['seconds']) if way in ways else None # milliseconds
+def _taken(ways, way): # milliseconds
+    return 1000*median(ways[way]['seconds']) if way in ways else None
 
+# %% ../../nbs/study/09_tables.ipynb #be5c0000d5
 def _bench_row(setting, ways, way, plain):
     "`way` is ours, `plain` what it is compared with first."
     what, recipe, ratio, height, width, batch = setting
@@ -338,20 +390,23 @@ def _bench_row(setting, ways, way, plain):
         'what': what, 'model': recipe, 'ratio': ratio or '-', 'image': f'{height} x {width}' if height else '-',
         'batch': batch or '-', 'precision': name, 'form': 'compiled' if way.startswith('compiled') else 'as it is',
         'ours / plain': over(plain), 'ours / plain, same precision': over(same), "ours / authors'": over(authors),
-        'ours, ms': milliseconds(way), 'plain, ms': milliseconds(plain), 'plain, same precision, ms': milliseconds(same),
-        "authors', ms": milliseconds(authors),
+        'ours, ms': milliseconds(way), 'plain, ms': milliseconds(plain),
+        'plain, same precision, ms': milliseconds(same), "authors', ms": milliseconds(authors),
         'ours, MB': ways[way]['memory_mb'] or '-', "authors', MB": ways.get(authors, {}).get('memory_mb') or '-'}
 
+# %% ../../nbs/study/09_tables.ipynb #be5c0000d6
 def _bench_rows(setting, ways):
     if setting[0] == 'start-up': return []
     if setting[0] != 'evaluation':
-        return [_bench_row(setting, ways, way, 'plain fp32') for way in ways if way.startswith(('ours', 'compiled'))]
+        ours = [way for way in ways if way.startswith(('ours', 'compiled'))]
+        return [_bench_row(setting, ways, way, 'plain fp32') for way in ours]
     row = _bench_row(setting, ways, 'hotcoco', 'pycocotools')
     return [{k: '-' if v == NOT_RUN or k in ('precision', 'form') else v for k, v in row.items()}]
 
 # %% ../../nbs/study/09_tables.ipynb #be5c0000d3
 def bench_table(records)->Table:
-    "Our time over that of the plain form and of the authors' code, then milliseconds; `cells` has a row for each of the page's."
+    """Our time over that of the plain form and of the authors' code, then milliseconds;
+    `cells` has a row for each of the page's."""
     rows = [row for item in ways_of(records).items() for row in _bench_rows(*item)]
     table = pd.DataFrame(rows or [dict(what=NOT_RUN)])
     empty = [column for column in table if table[column].isin([NOT_RUN, '-']).all()]
@@ -360,4 +415,5 @@ def bench_table(records)->Table:
 def start_table(records)->pd.DataFrame:
     "Milliseconds that processes take to start."
     starts = [ways for setting, ways in ways_of(records).items() if setting[0] == 'start-up']
-    return pd.DataFrame([dict(process=way.replace(' --', ': '), ms=f'{_taken(ways, way):.1f}') for ways in starts for way in ways])
+    return pd.DataFrame([dict(process=way.replace(' --', ': '), ms=f'{_taken(ways, way):.1f}')
+                         for ways in starts for way in ways])

@@ -38,11 +38,13 @@ def check_records(
     for name in sorted(study.jobs.keys() & found.keys()):
         for need in sorted({*study.jobs[name].needs} & found.keys()):
             if others := foreign_inputs(found[name], found[need]):
-                yield f'{study.records}/{name}.json was made from other {others} than {need}.json tells of: run it again'
+                yield (f'{study.records}/{name}.json was made from other {others} than {need}.json tells of: '
+                       'run it again')
 
 def _check_record(study, path, record):
     name, profile = path.stem, study.profile
-    if (record['profile'], record['name']) != (profile, name): yield f'{path} holds the record {record["profile"]}/{record["name"]}'
+    if (record['profile'], record['name']) != (profile, name):
+        yield f'{path} holds the record {record["profile"]}/{record["name"]}'
     if name not in study.jobs: yield f'{path}: the profile {profile} has no such run'
     elif other := differs(record, study.jobs[name]):
         yield f'{path} is of another run than the profile {profile} now describes: {other} differs; run it again'
@@ -62,8 +64,10 @@ def check_files(
         if name not in made: yield True, f'{where} has no record: nothing in {study.records} makes it'
         elif name not in shown: yield True, f'{where} is missing, although its records are there: {again}'
         elif made[name].suffix in TABLES:
-            if made[name].read_bytes() != shown[name].read_bytes(): yield True, f'{where} is stale: its records make another table ({again})'
+            if made[name].read_bytes() != shown[name].read_bytes():
+                yield True, f'{where} is stale: its records make another table ({again})'
         elif read_digest(shown[name]) is None: yield True, f'{where} does not say which records it was drawn from'
-        elif read_digest(made[name]) != read_digest(shown[name]): yield True, f'{where} is stale: it was drawn from other records ({again})'
+        elif read_digest(made[name]) != read_digest(shown[name]):
+            yield True, f'{where} is stale: it was drawn from other records ({again})'
         elif made[name].read_bytes() != shown[name].read_bytes():
             yield False, f'{where}: drawn anew it is another file, by other code or on another kind of machine'
