@@ -309,5 +309,6 @@ def code_of(path):
 def test_lines_are_short(folder):
     files = [*(ROOT/folder).rglob('*.ipynb'), *(ROOT/folder).rglob('*.py')]
     assert files
-    long = [f'{path.relative_to(ROOT)}: {line.strip()[:60]}' for path in files for line in code_of(path) if len(line) > 120]
+    lines = [(path, line) for path in files for line in code_of(path)]
+    long = [f'{path.relative_to(ROOT)}: {line.strip()[:60]}' for path, line in lines if len(line) > 120]
     assert not long, f'{len(long)} lines of more than 120 characters, the first: {long[:3]}'

@@ -54,9 +54,11 @@ def test_unknown_fill():
 
 def test_a_backbone_by_its_entry(monkeypatch):
     "Recipes, configurations and counts need the entry alone."
-    monkeypatch.setitem(BACKBONES, 'mine', replace(BACKBONES['stem'], rates='benchmarking', channels=lambda r: [r.dim]*4))
+    entry = replace(BACKBONES['stem'], rates='benchmarking', channels=lambda r: [r.dim]*4)
+    monkeypatch.setitem(BACKBONES, 'mine', entry)
     changed = recipe(TINY, backbone='mine')
     assert (changed.design, config(TINY, backbone='mine').optimizer.groups) == ('mine', 'benchmarking')
-    assert config(TINY, backbone='mine').model.backbone.bottom_up == config(TINY, backbone='stem').model.backbone.bottom_up
+    mine, stem = (config(TINY, backbone=backbone).model.backbone.bottom_up for backbone in ('mine', 'stem'))
+    assert mine == stem
     before, after = parameters(recipe(TINY, backbone='stem')), parameters(changed)
     assert {part for part in before if before[part] != after[part]} == {'pyramid'}

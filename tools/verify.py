@@ -13,7 +13,8 @@ from numbers_in_text import check_numbers
 def check_figures(study):
     "Complaints about a profile's tables and figures."
     shown = {path.name: path for path in (ROOT/study.figures).glob('*')}
-    if not shown and not any(job.kind == 'figure' for job in study.jobs.values()): return # records that a notebook shows
+    draws = any(job.kind == 'figure' for job in study.jobs.values())
+    if not shown and not draws: return # records that a notebook shows
     with tempfile.TemporaryDirectory() as folder:
         try: draw_all(study, folder)
         except MimdetError as e: return (yield f'{study.figures}: {e}')
@@ -23,8 +24,10 @@ def check_figures(study):
 
 def committed():
     "The profiles of which git knows records or figures."
-    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures'], capture_output=True, text=True)
-    if listed.returncode: raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles to verify')
+    command = ['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures']
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode:
+        raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles to verify')
     return sorted({Path(f).parent.name for f in listed.stdout.split()})
 
 def main(*names):
