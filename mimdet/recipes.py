@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 from .base.core import MimdetError
-from .registry import BACKBONES, blocks_weights, conv_weights, linear_weights, norm_weights, upsampling_weights
+from .registry import BACKBONES, conv_weights, linear_weights, norm_weights, upsampling_weights
 
 # %% ../nbs/method/10_recipes.ipynb #05-f775b162
 DESIGN_OF_FILL = dict(mask_token='v1', stem='v2')

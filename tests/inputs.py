@@ -1,6 +1,5 @@
 """Data sets as exporters, cameras and file systems make them, each with what is to become of it."""
-import copy, json
-from pathlib import Path
+import json
 from types import SimpleNamespace
 import numpy as np
 from PIL import Image

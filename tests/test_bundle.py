@@ -1,6 +1,6 @@
 """The bundle for machines without network: what goes in, what it says, and, where there is a network, that it works
 beside nothing but PyTorch."""
-import importlib, importlib.metadata, os, re, subprocess, sys, tarfile, tomllib, venv
+import importlib, importlib.metadata, os, re, subprocess, sys, tomllib, venv
 from pathlib import Path
 import numpy as np
 import pytest

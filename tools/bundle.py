@@ -4,7 +4,7 @@
 `make bundle PYTHON=3.12` calls this. The packages are those of requirements.lock, checked by their hashes.
 They go before those of the other machine, with one exception: a stand-in for OpenCV serves only where there is none.
 PyTorch, torchvision, and the numpy and Pillow that they were built with are the machine's own."""
-import configparser, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
+import configparser, json, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
 from pathlib import Path
 from mimdet.data.emoji import CATEGORIES
 

@@ -6,7 +6,6 @@ While it runs: what is done, and what is left.
 A run that fails does not stop the others; at the end it is named with its log."""
 import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from mimdet.base.core import MimdetError, complaining, hardware
 from mimdet.study.records import read_record, run_seconds

@@ -27,7 +27,7 @@ def committed():
     command = ['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures']
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
-        raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles to verify')
+        raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles')
     return sorted({Path(f).parent.name for f in listed.stdout.split()})
 
 def main(*names):

@@ -6,7 +6,6 @@
 __all__ = ['PARTS', 'flops', 'known']
 
 # %% ../../nbs/measure/04_flops.ipynb #29107d55ea
-from ..base.core import MimdetError
 from ..recipes import Recipe, parameter_count, recipe as recipe_named
 from ..registry import BATCH_NORM, conv_work, upsampling_work
 from ..tokens import keep_count

@@ -22,7 +22,7 @@ import mimdet.base.compat
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
 from ..base.core import MimdetError, rng_for, write_json
-from .cost import clock, synthetic_batch
+from .cost import clock
 from ..detector import PRECISIONS, Detector, build, compile_parts
 from ..measure.evaluate import average_precisions
 from .pretrain import Pretraining, autoencoder

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 import psutil
 import torch
-from torch import nn
 import mimdet.base.compat
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
