@@ -39,9 +39,11 @@ def test_every_notebook_has_a_page(site):
 
 def test_start_page_shows_the_committed_tables(site):
     shown = text(site/'index.html')
-    for table in ('table_main', 'table_ratio', 'table_ablations'):
+    for table in ('table_ratio', 'table_ablations'):
         page = (ROOT/'figures'/'demo'/f'{table}.md').read_text()
-        for row in page.partition('\n\n')[0].splitlines()[2:]:
+        rows = [row for row in page.partition('\n\n')[0].splitlines()[2:] if row.count('not run') < 4]
+        assert rows
+        for row in rows:
             assert ' '.join(cell.strip() for cell in row.strip('| ').split('|')) in shown
 
 def test_every_figure_of_the_study_names_its_records(site):
