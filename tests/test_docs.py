@@ -58,12 +58,12 @@ def test_every_figure_of_the_study_names_its_records(site):
     for record in runs.glob('*.json'): assert f'id="record-{record.stem}"' in shown
 
 def test_reference_has_signature_docstring_and_source(site):
-    shown = (site/'method'/'sampler.html').read_text()
+    shown = (site/'method'/'tokens.html').read_text()
     plain = re.sub(r'</?span[^>]*>', '', shown)
     assert 'id="keep_count"' in shown and 'keep_count(n: int, ratio: float) -&gt; int' in plain
-    lines = (ROOT/'mimdet'/'sampler.py').read_text().splitlines()
+    lines = (ROOT/'mimdet'/'tokens.py').read_text().splitlines()
     line = next(i for i, line in enumerate(lines, 1) if line.startswith('def keep_count'))
-    assert f'/mimdet/sampler.py#L{line}"' in shown
+    assert f'/mimdet/tokens.py#L{line}"' in shown
 
 def test_formulas_need_no_script(site):
     shown = (site/'method'/'stem.html').read_text()
@@ -173,7 +173,7 @@ SEARCH = """(async () => {
 @pytest.mark.parametrize('how', ['disk', 'served'])
 @pytest.mark.parametrize('query, page', [
     ('sample ratio', '/method/sampler.html'),
-    ('keep_count', '/method/sampler.html#keep_count'),
+    ('keep_count', '/method/tokens.html#keep_count'),
 ])
 def test_search(tab, addresses, how, query, page):
     assert tab.open(f'{addresses[how]}/tutorials/own_data.html', 1280, 900, 'light') == []
