@@ -60,6 +60,8 @@ def run(address, *argv):
     "Have a warm process do what `argv` says, pass signals on to it, and end as it ends."
     parent = os.getppid()
     files = [int(name) for name in os.listdir('/dev/fd') if os.path.exists(f'/dev/fd/{name}')]
+    passed_on = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on) # until there is somebody to pass them on to
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         socket.send_fds(server, [b'.'], files)
@@ -68,7 +70,8 @@ def run(address, *argv):
         def answer(): return NUMBER.unpack(server.recv(NUMBER.size) or NUMBER.pack(1))[0]
         process = answer()
         def pass_on(number, frame): os.kill(process, number)
-        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, pass_on)
+        for number in passed_on: signal.signal(number, pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         while not select.select([server], [], [], 1)[0]:
             if os.getppid() != parent: return 1 # as a kernel ends with the process that started it
         code = answer()
