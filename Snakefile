@@ -3,7 +3,7 @@
 # clone has none, so there everything runs, unless the profile takes committed records for runs that are done.
 import json, sys
 from mimdet.base.core import MimdetError
-from mimdet.study.jobs import inputs, read_study, recorded, targets
+from mimdet.study.jobs import inputs, made_by, read_study, recorded, targets
 from mimdet.study.plan import minutes, priority
 
 try: study = read_study(config.get('profile', 'quick'))
@@ -12,9 +12,7 @@ jobs = study.jobs
 # The records of these are all that is left of them, and all that is needed.
 taken = set() if config.get('anew') else recorded(study)
 
-def files_of(name): return [jobs[name].record] if name in taken else [*jobs[name].outputs, jobs[name].executed]
-
-def files(names): return [file for name in names for file in files_of(name)]
+def files(names): return [file for name in names for file in made_by(jobs[name], taken)]
 
 rule all:
     input: files(jobs)

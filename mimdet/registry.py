@@ -143,10 +143,13 @@ class Kind:
     signs:dict=field(default_factory=dict) # design of a checkpoint -> (what it is, how a name begins)
     fixed:dict=field(default_factory=dict) # more arguments
     channels:object=_mimdet_channels # recipe -> channels of c2 to c5
-    samples:bool=True     # does the encoder see a sample of the tokens?
-    transformer:bool=True # has it one?
-    rates:str='mimdet'    # learning-rate groups: a configuration's `optimizer.groups`
-    notes:tuple=()        # how its code differs from the paper's
+    rates:str='mimdet' # learning-rate groups: a configuration's `optimizer.groups`
+    notes:tuple=()     # how its code differs from the paper's
+
+    @property
+    def samples(self): return 'sample_ratio' in self.arguments # does the encoder see a sample of the tokens?
+    @property
+    def transformer(self): return 'depth' in self.arguments
 
 # %% ../nbs/method/09_registry.ipynb #7e9000000e
 _VIT = _same('dim', 'depth', 'heads', 'img_size', 'drop_path', 'checkpointing')
@@ -164,11 +167,11 @@ BACKBONES = dict( # what a recipe's `backbone` stands for
         target='mimdet.benchmarking.BenchmarkingViT', label='baseline (windowed ViT)',
         arguments=dict(window_size='window', train_positions='train_positions') | _VIT,
         work=_benchmarking_work, weights=_benchmarking_weights, channels=lambda r: [r.dim]*4,
-        signs=dict(benchmarking=('the benchmarking baseline', 'ms_adaptor')), samples=False, rates='benchmarking'),
+        signs=dict(benchmarking=('the benchmarking baseline', 'ms_adaptor')), rates='benchmarking'),
     stem=Kind( # MIMDet without its transformer
         target='mimdet.ablations.StemBackbone', label='without ViT', fixed=dict(norm_eps=1e-5),
         arguments=_same('dim', 'decoder_dim'), work=_stem_alone_work, weights=_stem_alone_weights,
-        signs=dict(stem=('MIMDet without its ViT', 'conv_feat_proj')), samples=False, transformer=False),
+        signs=dict(stem=('MIMDet without its ViT', 'conv_feat_proj'))),
     patchify=Kind( # MIMDet with MAE's 16x16 patches in the stem's place
         target='mimdet.ablations.PatchifyBackbone', label='{}, 16x16 patches', fixed=dict(norm_eps=1e-5),
         arguments=_MIMDET, work=_patchify_work, weights=_patchify_weights,

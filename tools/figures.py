@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def drawable(study):
     "The figure jobs of which at least one record is there; what was not run says so in them."
-    def there(name): return study.jobs[name].record is None or (ROOT/study.jobs[name].record).exists()
+    def there(name): return (ROOT/study.jobs[name].record).exists()
     return [job for job in study.jobs.values() if job.kind == 'figure' and any(map(there, job.needs))]
 
 def draw(notebook, parameters):
@@ -32,7 +32,7 @@ def draw_all(study, folder):
     "Draw what can be drawn into `folder`; returns the jobs."
     jobs = drawable(study)
     if not jobs:
-        raise MimdetError(f'profile {study.profile}: no table or figure has all its records in {study.records}')
+        raise MimdetError(f'profile {study.profile}: no table or figure has a record in {study.records}')
     plt.switch_backend('Agg')
     places = dict(out=str(folder), records=str(ROOT/'results'/'runs'))
     for job in tqdm(jobs, desc=study.profile, disable=None):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'FILES', 'PARTS', 'DRAWN_BY', 'TARGETS', 'Job', 'data_jobs', 'pretrain_jobs', 'train_jobs', 'evaluate_jobs',
            'release_jobs', 'cost_jobs', 'bench_jobs', 'subjects', 'compares', 'figure_jobs', 'Study', 'read_study',
-           'inputs', 'missing', 'asked', 'targets', 'differs', 'recorded']
+           'made_by', 'inputs', 'missing', 'asked', 'targets', 'differs', 'recorded']
 
 # %% ../../nbs/study/03_jobs.ipynb #0d91889cd8
 from copy import deepcopy
@@ -258,14 +258,20 @@ def read_study(
     return Study(profile, plain)
 
 # %% ../../nbs/study/03_jobs.ipynb #15f0e5a002
-def inputs(
-    study:Study,
+def made_by(
     job:Job,
     taken=(), # names of jobs of which only the record is there
 )->list:
-    "All files that a job needs to be there. The executed notebook says that a run was here, and not only its record."
-    def made(need): return [need.record] if need.name in taken else [*need.outputs, need.executed]
-    return [file for name in job.needs for file in made(study.jobs[name])] + list(job.files)
+    "The files that a run leaves. The executed notebook says that it was here, and not only its record."
+    return [job.record] if job.name in taken else [*job.outputs, job.executed]
+
+def inputs(
+    study:Study,
+    job:Job,
+    taken=(), # as for `made_by`
+)->list:
+    "All files that a job needs to be there."
+    return [file for name in job.needs for file in made_by(study.jobs[name], taken)] + list(job.files)
 
 def missing(
     study,
