@@ -40,6 +40,7 @@ class MIMDetBackbone(Pyramid):
     def __init__(self,
         dim:int=768,             # encoder width
         depth:int=12,            # encoder blocks
+        *,
         heads:int=12,            # encoder attention heads
         decoder_dim:int=512,     # decoder width, the channels of c4 and c5
         decoder_depth:int=4,     # decoder blocks
@@ -53,10 +54,10 @@ class MIMDetBackbone(Pyramid):
     ):
         super().__init__(dim//4, dim//2, decoder_dim, decoder_dim)
         self.sample_ratio, checkpointing = check_ratio(sample_ratio), checkpointing is True
-        self.encoder = Encoder(self.stem(dim), dim, depth, heads, img_size,
-                               drop_path, norm_eps, checkpointing=checkpointing)
-        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size,
-                               norm_eps, fill, checkpointing)
+        self.encoder = Encoder(self.stem(dim), dim, depth=depth, heads=heads, img_size=img_size,
+                               drop_path=drop_path, eps=norm_eps, checkpointing=checkpointing)
+        self.decoder = Decoder(dim, decoder_dim, depth=decoder_depth, heads=decoder_heads, img_size=img_size,
+                               eps=norm_eps, fill=fill, checkpointing=checkpointing)
 
     def stem(self, dim): return ConvStem(dim)
 

@@ -101,6 +101,7 @@ class BenchmarkingViT(Pyramid):
     def __init__(self,
         dim:int=768,              # width, a multiple of 32; the channels of all levels
         depth:int=12,             # blocks, a multiple of 4
+        *,
         heads:int=12,             # attention heads
         img_size:int=1024,        # side of the images in pixels
         window_size:int=16,       # side of a window in tokens
@@ -119,7 +120,7 @@ class BenchmarkingViT(Pyramid):
         self.patch_embed = PatchEmbed(img_size, STRIDE, 3, dim)
         positions = sincos_positions(dim, side, side).roll(dim//2, 1) # rows first
         self.pos_embed = nn.Parameter(positions[None], requires_grad=train_positions)
-        self.blocks = blocks(dim, depth, heads, 1e-6, drop_path, WindowBlock)
+        self.blocks = blocks(dim, depth, heads=heads, eps=1e-6, drop_path=drop_path, kind=WindowBlock)
         self.windowed_rel_pos_bias = RelativePositionBias(window_size, heads)
         self.global_rel_pos_bias = RelativePositionBias(side, heads)
         def upsampling(): return nn.ConvTranspose2d(dim, dim, 2, stride=2)

@@ -103,7 +103,8 @@ class Detector(GeneralizedRCNN):
         seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
                  for own, x in zip(drawn, batched_inputs)]
         ids, size = [x.get('image_id', 0) for x in batched_inputs], batch.tensor.shape[-2:]
-        fields = [batch_noise(batch.image_sizes, size, [member_seed(seed, m) for seed in seeds], ids, self.strategy)
+        fields = [batch_noise(batch.image_sizes, size, seeds=[member_seed(seed, m) for seed in seeds], image_ids=ids,
+                              strategy=self.strategy)
                   for m in range(self.members)]
         return torch.stack(fields) if self.members > 1 else fields[0]
 
@@ -282,6 +283,7 @@ def predict(
 def draw(
     image:np.ndarray,      # (H, W, 3) uint8 RGB
     instances,             # from `predict`
+    *,
     class_names,           # one for each category
     threshold:float=0.5,   # show objects scored at least this
     scale:float=1.,        # enlarge the picture

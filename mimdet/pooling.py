@@ -16,6 +16,7 @@ from .regions import ROIPooler
 def axis_weights(
     start,         # (R,) where each region begins on the axis, in cells
     length,        # (R,) how far it reaches, in cells
+    *,
     cells,         # (R,) length of the map, in cells
     bins:int,      # along the axis
     points:int=0,  # to a bin; 0: one for each cell's length
@@ -43,6 +44,7 @@ def axis_weights(
 def pool_bags(
     features:list, # (B, C, H, W) float32, one for each level; fastest with channels innermost
     rois,          # (R, 5) float32: number of the image, then x0, y0, x1, y1 in pixels
+    *,
     levels,        # (R,) integers: where each region is pooled from
     scales:list,   # of the levels: cells to a pixel
     bins:int,      # along a side
@@ -55,8 +57,8 @@ def pool_bags(
     (height, width), size, scale = sides.T, sides.prod(1), torch.tensor(scales)[levels]
     begin = torch.tensor([0, *cells[:-1]]).cumsum(0)[levels] + rois[:, 0].long()*size  # of the region's map
     x0, y0, x1, y1 = rois[:, 1:].T*scale - .5
-    top, rows, row_weights = axis_weights(y0, y1 - y0, height, bins, points)
-    left, columns, column_weights = axis_weights(x0, x1 - x0, width, bins, points)
+    top, rows, row_weights = axis_weights(y0, y1 - y0, cells=height, bins=bins, points=points)
+    left, columns, column_weights = axis_weights(x0, x1 - x0, cells=width, bins=bins, points=points)
     count = (rows[:, :, None]*columns[:, None, :]).flatten()                           # cells of each bin
     offsets = F.pad(count.cumsum(0), (1, 0))
     bag = torch.repeat_interleave(torch.arange(len(count)), count, output_size=int(offsets[-1]))
@@ -87,4 +89,4 @@ class FullPrecisionPooler(ROIPooler):
             scales = [pooler.spatial_scale for pooler in self.level_poolers]
             points = self.level_poolers[0].sampling_ratio
             rois = convert_boxes_to_pooler_format(boxes)
-            return pool_bags(features, rois, levels, scales, self.output_size[0], points)
+            return pool_bags(features, rois, levels=levels, scales=scales, bins=self.output_size[0], points=points)

@@ -212,6 +212,7 @@ def sample_labels(
 def box_loss(
     deltas,     # (..., 4): predicted steps from boxes to objects
     boxes,      # (..., 4)
+    *,
     objects,    # (..., 4): what the boxes should become; only where `counted`
     counted,    # (...) bool
     weights,    # four numbers by which steps are multiplied
@@ -234,6 +235,7 @@ def _only_smooth_l1(module):
 def decode_best(
     anchors:list, # of each level, detectron2 Boxes
     logits:list,  # of each level, (B, A)
+    *,
     deltas:list,  # of each level, (B, A, 4)
     transform,    # a detectron2 `Box2BoxTransform`
     most:int,     # boxes of a level, of each image
@@ -287,7 +289,8 @@ class RPN(rpn.RPN):
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
         before, most = self.pre_nms_topk[self.training], self.post_nms_topk[self.training]
         with torch.no_grad(), torch.autocast(pred_objectness_logits[0].device.type, enabled=False):
-            best = decode_best(anchors, pred_objectness_logits, pred_anchor_deltas, self.box2box_transform, before)
+            best = decode_best(anchors, pred_objectness_logits, deltas=pred_anchor_deltas,
+                               transform=self.box2box_transform, most=before)
             return find_top_rpn_proposals(*best, image_sizes, threshold=self.nms_thresh, most=most,
                                           smallest=self.min_box_size, training=self.training)
 
@@ -318,8 +321,8 @@ class RPN(rpn.RPN):
         deltas = cat(pred_anchor_deltas, dim=1).gather(1, index[..., None].expand(-1, -1, 4))
         wrong = F.binary_cross_entropy_with_logits(logits, objects.float(), reduction='none')
         sums = dict(loss_rpn_cls=torch.where(labels >= 0, wrong, 0.).sum(),
-                    loss_rpn_loc=box_loss(deltas, Boxes.cat(anchors).tensor[index], gt_boxes, objects,
-                                          self.box2box_transform.weights, self.smooth_l1_beta))
+                    loss_rpn_loc=box_loss(deltas, Boxes.cat(anchors).tensor[index], objects=gt_boxes, counted=objects,
+                                          weights=self.box2box_transform.weights, beta=self.smooth_l1_beta))
         counted = self.batch_size_per_image*images
         return {name: loss/counted*self.loss_weight.get(name, 1.) for name, loss in sums.items()}
 
@@ -450,7 +453,8 @@ class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
         if deltas.shape[1] > 4: # a box for each category
             rows = torch.arange(len(classes), device=classes.device)
             deltas = deltas.view(len(classes), self.num_classes, 4)[rows, classes.clamp(max=self.num_classes - 1)]
-        away = box_loss(deltas, boxes, truth, objects, self.box2box_transform.weights, self.smooth_l1_beta)
+        away = box_loss(deltas, boxes, objects=truth, counted=objects, weights=self.box2box_transform.weights,
+                        beta=self.smooth_l1_beta)
         losses = dict(loss_cls=cross_entropy(scores, classes, reduction='mean'), loss_box_reg=away/max(len(classes), 1))
         return {name: loss*self.loss_weight.get(name, 1.) for name, loss in losses.items()}
 

@@ -83,6 +83,7 @@ STRATEGIES = dict(random=_random, grid=_grid, block=_block)
 def image_noise(
     height:int,             # of the image in pixels, without padding
     width:int,              # likewise
+    *,
     seed:int,               # same seed and image: same noise
     image_id=0,             # number or string
     strategy:str='random',  # a key of `STRATEGIES`
@@ -97,6 +98,7 @@ def image_noise(
 def batch_noise(
     image_sizes,            # (height, width) of each image in pixels
     padded:tuple[int, int], # height and width of the batch in pixels
+    *,
     seeds,                  # one for each image
     image_ids,              # one for each image
     strategy:str='random',  # a key of `STRATEGIES`
@@ -104,6 +106,6 @@ def batch_noise(
     "The noise fields of a batch's images on the padded grid."
     noise = torch.full((len(image_sizes), *grid_shape(*padded)), PADDING_NOISE)
     for field, size, seed, image_id in zip(noise, image_sizes, seeds, image_ids):
-        own = image_noise(*size, seed, image_id, strategy)
+        own = image_noise(*size, seed=seed, image_id=image_id, strategy=strategy)
         field[:own.shape[0], :own.shape[1]] = own
     return noise.flatten(1)

@@ -14,6 +14,7 @@ from torch import nn
 def parallel_group_norm(
     x,          # (B, C, ...) in any memory format
     groups:int, # a divisor of C
+    *,
     weight,     # (C,)
     bias,       # (C,)
     eps:float,  # added to the variance
@@ -30,7 +31,7 @@ class GroupNorm(nn.GroupNorm):
     "torch's group norm, computed by `parallel_group_norm` on a GPU."
     def forward(self, x):
         if not x.is_cuda: return super().forward(x)
-        return parallel_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return parallel_group_norm(x, self.num_groups, weight=self.weight, bias=self.bias, eps=self.eps)
 
 # %% ../nbs/method/02_stem.ipynb #09-835966d5
 class StemFeatures(NamedTuple):

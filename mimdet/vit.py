@@ -131,7 +131,7 @@ class Block(vision_transformer.Block):
         return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
 # %% ../nbs/method/04_vit.ipynb #13-e14231eb
-def blocks(dim, depth, heads, eps, drop_path=0., kind=Block):
+def blocks(dim, depth, *, heads, eps, drop_path=0., kind=Block):
     "`depth` transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
     norm = partial(nn.LayerNorm, eps=eps)
@@ -166,6 +166,7 @@ class Encoder(nn.Module):
     def __init__(self,
         patch_embed,          # module that makes the tokens; held here for its parameters' names
         dim:int=768,          # width
+        *,
         depth:int=12,         # blocks
         heads:int=12,         # attention heads
         img_size:int=224,     # side in pixels for which position embeddings are kept
@@ -179,7 +180,7 @@ class Encoder(nn.Module):
         self.patch_embed = patch_embed
         self.pos_embed, self.positions = position_parameter(dim, img_size), GridCache(resize_positions)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        self.blocks = blocks(dim, depth, heads, eps, drop_path)
+        self.blocks = blocks(dim, depth, heads=heads, eps=eps, drop_path=drop_path)
         self.norm = nn.LayerNorm(dim, eps=eps)
         init_weights(self)
 
@@ -210,6 +211,7 @@ class Decoder(nn.Module):
     def __init__(self,
         dim:int=768,            # width of the encoder
         decoder_dim:int=512,    # width
+        *,
         depth:int=4,            # blocks
         heads:int=16,           # attention heads
         img_size:int=224,       # side in pixels for which position embeddings are kept
@@ -224,7 +226,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim)) if fill == 'mask_token' else None
         self.conv_feat_proj = nn.Linear(dim, decoder_dim) if fill == 'stem' else None
         self.decoder_pos_embed, self.positions = position_parameter(decoder_dim, img_size), GridCache(resize_positions)
-        self.decoder_blocks = blocks(decoder_dim, depth, heads, eps)
+        self.decoder_blocks = blocks(decoder_dim, depth, heads=heads, eps=eps)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=eps)
         init_weights(self)
 
@@ -308,14 +310,15 @@ def _split(noise, ratio):
 class MaskedAutoencoder(nn.Module):
     "MAE (He et al. 2022) with normalised-pixel targets."
     def __init__(self,
-        dim:int=768, depth:int=12, heads:int=12,                      # encoder
+        dim:int=768, depth:int=12, *, heads:int=12,                      # encoder
         decoder_dim:int=512, decoder_depth:int=8, decoder_heads:int=16, # decoder
         img_size:int=224,   # side of the images in pixels
         eps:float=1e-6,     # of the layer norms
     ):
         super().__init__()
-        self.encoder = Encoder(patch_embedding(dim), dim, depth, heads, img_size, eps=eps, class_token=True)
-        self.decoder = Decoder(dim, decoder_dim, decoder_depth, decoder_heads, img_size, eps=eps)
+        self.encoder = Encoder(patch_embedding(dim), dim, depth=depth, heads=heads, img_size=img_size, eps=eps,
+                               class_token=True)
+        self.decoder = Decoder(dim, decoder_dim, depth=decoder_depth, heads=decoder_heads, img_size=img_size, eps=eps)
         self.decoder_pred = nn.Linear(decoder_dim, 3*STRIDE**2)
         init_weights(self.decoder_pred)
 

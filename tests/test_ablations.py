@@ -32,7 +32,7 @@ def model_of(recipe=TINY, **changes):
 
 @pytest.fixture(scope='module')
 def val(emoji):
-    return datasets.register('ablations', emoji['val']['json'], emoji['val']['images'])
+    return datasets.register('ablations', emoji['val']['json'], images=emoji['val']['images'])
 
 # --- backbones ---
 
@@ -88,7 +88,7 @@ def test_rates(options):
 def test_learns(options, emoji):
     "One training step moves every parameter that is not frozen."
     cfg = config(TINY, classes=3, **options)
-    info = datasets.register('ablations-train', emoji['train']['json'], emoji['train']['images'])
+    info = datasets.register('ablations-train', emoji['train']['json'], images=emoji['train']['images'])
     mapper = augment.TrainMapper(augment.train_augmentation_of(cfg.data))
     torch.manual_seed(0)
     model = build(cfg).train()
@@ -120,7 +120,7 @@ def c4(model, loader, samples=1):
         return torch.cat([model.backbone.bottom_up(tensor)['c4'] for tensor in tensors])
 
 def loader_of(val, batch):
-    return stream.test_loader(val.records, augment.TestMapper(augment.test_augmentation(128, 256)), batch)
+    return stream.test_loader(val.records, augment.TestMapper(augment.test_augmentation(128, 256)), batch=batch)
 
 @pytest.fixture(scope='module')
 def loader(val): return loader_of(val, 3)
@@ -161,18 +161,18 @@ def test_ensemble_leaves_the_model_as_it_was(loader):
 def test_nothing_to_sample(model, val, loader):
     model = model_of(**model)
     with model.sampled(members=1): pass
-    for work in (lambda: c4(model, loader, 2), lambda: evaluate(model, val, config(TINY).data, samples=2)):
+    for work in (lambda: c4(model, loader, 2), lambda: evaluate(model, val, data=config(TINY).data, samples=2)):
         with pytest.raises(MimdetError, match='samples no tokens'): work()
     with pytest.raises(MimdetError, match='no sample ratio'): c4_variance(model, loader, [0.5])
 
 def test_samples_of_a_row(val):
     settings, model = config(TINY).data, model_of()
-    plain, mean = (evaluate(model, val, settings, ratio=0.25, seed=1, **more)
+    plain, mean = (evaluate(model, val, data=settings, ratio=0.25, seed=1, **more)
                    for more in ({}, dict(samples=2)))
     assert (plain['samples'], mean['samples']) == (1, 2) and plain['bbox'] != mean['bbox']
-    assert evaluate(model, val, settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
+    assert evaluate(model, val, data=settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
     with pytest.raises(MimdetError, match='members=0 must be at least 1'):
-        evaluate(model, val, settings, samples=0)
+        evaluate(model, val, data=settings, samples=0)
 
 @pytest.mark.parametrize('model, kept', [
     (dict(), 16),
@@ -181,7 +181,7 @@ def test_samples_of_a_row(val):
 ])
 def test_examples_say_what_was_seen(model, kept, val):
     cfg = config(model.get('recipe', TINY))
-    shown, = examples(model_of(**model), val, cfg.data, 1, [0.25 if kept == 16 else 1.])
+    shown, = examples(model_of(**model), val, data=cfg.data, count=1, ratios=[0.25 if kept == 16 else 1.])
     assert shown['grid'] == [8, 8] and len(shown['views'][0]['kept']) == kept
 
 # --- variance of c4 ---

@@ -72,7 +72,7 @@ def test_index_counts_rows_first_and_query_minus_key():
             assert index[q, k] == (rows + 4)*9 + columns + 4
 
 def test_norms_and_rates():
-    model = BenchmarkingViT(64, 12, 2, 128, 4, drop_path=0.1)
+    model = BenchmarkingViT(64, 12, heads=2, img_size=128, window_size=4, drop_path=0.1)
     assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
     rates = [getattr(block.drop_path1, 'drop_prob', 0.) for block in model.blocks]
     assert rates == pytest.approx([0.1*i/11 for i in range(12)])

@@ -13,7 +13,7 @@ SPEC = f'{SAMPLE}/instances.json:{SAMPLE}/val2017'
 def test_it_is_coco():
     found = check_dataset(SAMPLE/'instances.json', SAMPLE/'val2017', decode=True)
     assert (found['images'], found['annotations'], len(found['categories']), found['crowd']) == (6, 36, 80, 1)
-    info = register('coco sample', SAMPLE/'instances.json', SAMPLE/'val2017')
+    info = register('coco sample', SAMPLE/'instances.json', images=SAMPLE/'val2017')
     assert info.category_ids[-1] == 90 and len(info.category_ids) == 80
 
 def test_train_evaluate_predict(call, tmp_path):

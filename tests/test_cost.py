@@ -21,7 +21,7 @@ def notebook(path, **parameters):
 @pytest.mark.parametrize('recipe', [TINY, TINY2])
 def test_inference(recipe):
     ratios = (.26, .5, 1.)
-    rows = [cost.forward_cost(recipe, ratio, 64, 96, 'cpu', repeats=2, batch=2) for ratio in ratios]
+    rows = [cost.forward_cost(recipe, ratio, height=64, width=96, device='cpu', repeats=2, batch=2) for ratio in ratios]
     tokens = [row['tokens'] for row in rows]
     assert tokens == [int(24*ratio) for ratio in ratios] == sorted(tokens)
     for row in rows:
@@ -38,16 +38,17 @@ def test_inference(recipe):
         assert 0 < row['memory_mb']['before'] and row['memory_mb']['model'] <= row['memory_mb']['peak']
 
 def test_ratio_of_the_recipe():
-    assert cost.forward_cost('mimdet_tiny_v1_sr0.25_3x', None, 64, 64, 'cpu', 1)['tokens'] == 4
+    assert cost.forward_cost('mimdet_tiny_v1_sr0.25_3x', None, height=64, width=64, device='cpu',
+                             repeats=1)['tokens'] == 4
 
 def test_padding_counts():
     "The encoder's share is one of the padded batch: 70 x 100 pixels are padded to 80 x 112."
-    assert cost.forward_cost(TINY, .5, 70, 100, 'cpu', 1)['tokens'] == int(5*7*.5)
+    assert cost.forward_cost(TINY, .5, height=70, width=100, device='cpu', repeats=1)['tokens'] == int(5*7*.5)
 
 @pytest.mark.parametrize('recipe', [TINY, TINY2])
 def test_checkpointing_keeps_the_losses(recipe):
     def measured(checkpointing):
-        return cost.training_cost(recipe, .25, checkpointing, 2, 'cpu', 'fp32',
+        return cost.training_cost(recipe, .25, checkpointing=checkpointing, batch=2, device='cpu', amp='fp32',
                                   steps=2, height=64, width=64, warmup=1)
     kept, again = measured(False), measured(True)
     assert kept['losses'] == again['losses'] and len(set(kept['losses'])) == 3 # each step changes something
@@ -63,7 +64,8 @@ def test_baseline():
 
 def test_the_same_detector_each_time():
     "What is found, and so how much there is to do, depends on the weights."
-    assert len({cost.forward_cost(TINY, 1., 64, 64, 'cpu', 1)['detections'] for _ in range(2)}) == 1
+    assert len({cost.forward_cost(TINY, 1., height=64, width=64, device='cpu',
+                                  repeats=1)['detections'] for _ in range(2)}) == 1
 
 @pytest.mark.parametrize('arguments, message', [
     (('mimdet_tiny_v1',), 'unknown recipe'),
@@ -145,7 +147,7 @@ def test_experiment(tmp_path):
     for row in rows: assert CONTRACT <= row.keys() and row['parameters'] == parameter_count(row['recipe'])
     for row in rows[:2]:
         assert (row['tokens'], row['batch'], row['height']) == (4, 1, 64)
-        assert row['images_per_second']['median'] > 0 and row['flops'] == flops(TINY, .25, 64, 64)
+        assert row['images_per_second']['median'] > 0 and row['flops'] == flops(TINY, .25, height=64, width=64)
     assert rows[1]['checkpointing'] and rows[0]['part_seconds']['encoder'][0] > 0
     assert [(r['height'], r['width'], r['tokens'], 'seconds' in r) for r in rows[2:]] == [
         (128, 128, 64, False),
@@ -216,7 +218,7 @@ def test_table(tmp_path):
         assert (row[f'{kind}: images/s'], row[f'{kind}: batch']) == ('3.2 (2.88 to 3.52)', '2')
         assert f'| {kind}: images/s |' in page
     assert row["encoder's share of time"] == '40.0%'
-    whole = flops(TINY, .25, 800, 1216)
+    whole = flops(TINY, .25, height=800, width=1216)
     assert row['GFLOPs'] == f"{whole['total']/1e9:.2f}"
     assert row["encoder's share of FLOPs"] == f"{whole['encoder']/whole['total']:.1%}"
     full = rows['mimdet_large_v1_sr0.5_3x', '1', '800 x 1216']

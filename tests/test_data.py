@@ -49,7 +49,7 @@ def toy(tmp_path): return make(tmp_path)
 
 @pytest.fixture
 def records(tmp_path, toy):
-    return datasets.register(f'toy {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+    return datasets.register(f'toy {tmp_path}', tmp_path/'a.json', images=tmp_path/'images').records
 
 def check(tmp_path, coco, **options):
     write_json(tmp_path/'b.json', coco) if not isinstance(coco, str) else write_text(tmp_path/'b.json', coco)
@@ -158,11 +158,11 @@ def test_nothing_to_learn_from(tmp_path, toy):
     for a in toy[A]: a['iscrowd'] = 1
     write_json(tmp_path/'b.json', toy)
     with pytest.raises(MimdetError, match='all 18 objects are crowd: .*set iscrowd to 0'):
-        datasets.register(f'crowd {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+        datasets.register(f'crowd {tmp_path}', tmp_path/'b.json', images=tmp_path/'images')
     write_json(tmp_path/'c.json', toy | dict(annotations=[]))
     with pytest.raises(MimdetError, match='has no objects'):
-        datasets.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images')
-    assert datasets.register(f'empty {tmp_path}', tmp_path/'c.json', tmp_path/'images', objects=False).records
+        datasets.register(f'empty {tmp_path}', tmp_path/'c.json', images=tmp_path/'images')
+    assert datasets.register(f'empty {tmp_path}', tmp_path/'c.json', images=tmp_path/'images', objects=False).records
 
 def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
     assert check(tmp_path, changed(toy, (A, 0, 'bbox'), [70, 5, 3, 3]))['annotations'] == 17
@@ -236,7 +236,7 @@ def test_records_are_those_of_detectron2(tmp_path, toy):
     from detectron2.data.datasets import load_coco_json
     toy['annotations'][0]['segmentation'].append([1, 2, 3, 4])
     write_json(tmp_path/'a.json', toy)
-    ours = datasets.register(f'ours {tmp_path}', tmp_path/'a.json', tmp_path/'images').records
+    ours = datasets.register(f'ours {tmp_path}', tmp_path/'a.json', images=tmp_path/'images').records
     assert ours == load_coco_json(str(tmp_path/'a.json'), str(tmp_path/'images'), f'theirs {tmp_path}')
 
 @pytest.mark.parametrize('text, complaint', [
@@ -283,7 +283,7 @@ def test_short_polygons_beside_a_proper_one_pass(tmp_path, toy):
 def test_a_data_set_of_boxes_alone(tmp_path, toy):
     for a in toy['annotations']: del a['segmentation']
     assert not check(tmp_path, toy)['masks']
-    info = datasets.register(f'boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    info = datasets.register(f'boxes {tmp_path}', tmp_path/'b.json', images=tmp_path/'images')
     sample = augment.TrainMapper(augment.train_augmentation(), masks=info.masks)(info.records[0])
     assert len(sample['instances']) == 2 and not sample['instances'].has('gt_masks')
 
@@ -332,7 +332,7 @@ def test_the_last_colon_counts(tmp_path):
 # Registration
 
 def test_ids_with_gaps_become_contiguous(tmp_path, toy):
-    info = datasets.register(f'gaps {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+    info = datasets.register(f'gaps {tmp_path}', tmp_path/'a.json', images=tmp_path/'images')
     assert (info.classes, info.category_ids) == (('box', 'disc'), (3, 9))
     assert info.metadata.thing_dataset_id_to_contiguous_id == {3: 0, 9: 1}
     assert [a['category_id'] for a in info.records[0]['annotations']] == [0, 1, 1]
@@ -341,14 +341,14 @@ def test_ids_with_gaps_become_contiguous(tmp_path, toy):
 
 def test_registering_again(tmp_path, toy, monkeypatch):
     name = f'again {tmp_path}'
-    info = datasets.register(name, tmp_path/'a.json', tmp_path/'images')
+    info = datasets.register(name, tmp_path/'a.json', images=tmp_path/'images')
     monkeypatch.chdir(tmp_path)
-    assert datasets.register(name, 'a.json', 'images').sha256 == info.sha256 # the same files by another path
+    assert datasets.register(name, 'a.json', images='images').sha256 == info.sha256 # the same files by another path
     with pytest.raises(MimdetError, match='another json_file'):
-        datasets.register(name, _copy(tmp_path), tmp_path/'images')
+        datasets.register(name, _copy(tmp_path), images=tmp_path/'images')
     toy['annotations'].pop(); write_json(tmp_path/'a.json', toy)
     with pytest.raises(MimdetError, match='another sha256'):
-        datasets.register(name, tmp_path/'a.json', tmp_path/'images')
+        datasets.register(name, tmp_path/'a.json', images=tmp_path/'images')
 
 def _copy(folder):
     (folder/'copy.json').write_bytes((folder/'a.json').read_bytes())
@@ -357,7 +357,7 @@ def _copy(folder):
 def test_a_bad_one_is_not_registered(tmp_path, toy):
     toy['annotations'][0]['category_id'] = 5; write_json(tmp_path/'a.json', toy)
     with pytest.raises(MimdetError, match='category_id is not in the file'):
-        datasets.register(f'bad {tmp_path}', tmp_path/'a.json', tmp_path/'images')
+        datasets.register(f'bad {tmp_path}', tmp_path/'a.json', images=tmp_path/'images')
     assert f'bad {tmp_path}' not in datasets.DatasetCatalog.list()
 
 # Images
@@ -409,7 +409,7 @@ def test_missing_image_and_a_folder(tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_damaged_image_stops_training_in_one_line(tmp_path, records, workers):
     (tmp_path/'images/3.png').write_bytes(b'x')
-    loader = stream.train_loader(records, augment.TrainMapper([]), 2, 0, stop=10, workers=workers)
+    loader = stream.train_loader(records, augment.TrainMapper([]), batch=2, seed=0, stop=10, workers=workers)
     with pytest.raises(MimdetError) as e: list(loader)
     assert '\n' not in str(e.value)
     assert str(e.value).startswith(str(tmp_path/'images/3.png') + ' cannot be read')
@@ -456,7 +456,7 @@ def test_masks_follow_the_pixels(tmp_path):
     Image.fromarray(white).save(tmp_path/'images/1.png')
     coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[40, 30, 20, 15])
     write_json(tmp_path/'a.json', coco)
-    record = datasets.register(f'white {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+    record = datasets.register(f'white {tmp_path}', tmp_path/'a.json', images=tmp_path/'images').records[0]
     crop = dict(short_edges=(96, 120), size=(70, 90), prob=0.7)
     mapper = augment.TrainMapper(augment.train_augmentation(short_edges=(72, 96), crop=crop))
     np.random.seed(0)
@@ -588,7 +588,7 @@ def bright_objects(tmp_path, shape=(64, 48)):
     coco['annotations'][0] |= dict(segmentation=polygon, bbox=[40, 5, width - 40, 20])
     coco['annotations'][1] |= dict(segmentation=packed(mask), bbox=[4, 30, 30, height - 30])
     write_json(tmp_path/'a.json', coco)
-    return datasets.register(f'bright {tmp_path}', tmp_path/'a.json', tmp_path/'images').records[0]
+    return datasets.register(f'bright {tmp_path}', tmp_path/'a.json', images=tmp_path/'images').records[0]
 
 @pytest.mark.parametrize('options', [
     dict(side=160, jitter=[0.5, 2.0], flip=True),
@@ -684,7 +684,7 @@ def test_square_evaluation(records):
 def test_squares_of_boxes_alone(tmp_path, toy):
     for a in toy['annotations']: del a['segmentation']
     write_json(tmp_path/'b.json', toy)
-    info = datasets.register(f'square boxes {tmp_path}', tmp_path/'b.json', tmp_path/'images')
+    info = datasets.register(f'square boxes {tmp_path}', tmp_path/'b.json', images=tmp_path/'images')
     mapper = augment.TrainMapper(augment.square_augmentation(**SQUARE), masks=info.masks)
     np.random.seed(0)
     for _ in range(20):
@@ -842,7 +842,8 @@ def test_bad_loader_options(records, change, complaint):
 @pytest.mark.parametrize('world, batch, workers', [(1, 1, 0), (1, 3, 2), (3, 1, 0), (10, 2, 0)])
 def test_evaluation_sees_every_image_once(records, world, batch, workers):
     mapper = augment.TestMapper(augment.test_augmentation(32))
-    seen = [[s['image_id'] for b in stream.test_loader(records, mapper, batch, rank, world, workers) for s in b]
+    seen = [[s['image_id'] for b in stream.test_loader(records, mapper, batch=batch, rank=rank, world=world,
+                                                       workers=workers) for s in b]
             for rank in range(world)]
     assert sorted(sum(seen, [])) == [10, 20, 30, 40, 50, 60, 70]
 

@@ -152,7 +152,7 @@ def test_nothing_to_average(evaluator, tmp_path):
         assert row == dict(AP=0, AP50=0, AP75=0, APs=None, APm=0, APl=None, per_category=dict(one=0))
     stray = [dict(image_id=2, category_id=1, bbox=[1, 1, 2, 2], score=1)]
     with pytest.raises(MimdetError, match='name image 2'):
-        average_precisions(tmp_path/'coco.json', stray, ['bbox'], evaluator=evaluator)
+        average_precisions(tmp_path/'coco.json', stray, kinds=['bbox'], evaluator=evaluator)
 
 def test_no_other_evaluator(emoji):
     with pytest.raises(MimdetError, match="unknown evaluator 'coco'; there are hotcoco, pycocotools"):
@@ -187,11 +187,11 @@ def mixed(emoji, tmp_path_factory):
         picture.resize((width, height)).save(folder/image['file_name'])
         image.update(height=height, width=width)
     (folder/'coco.json').write_text(json.dumps(coco))
-    return datasets.register('mixed', folder/'coco.json', folder, objects=False)
+    return datasets.register('mixed', folder/'coco.json', images=folder, objects=False)
 
 def loader_of(info, batch):
     mapper = augment.TestMapper(augment.test_augmentation(96, 160))
-    return stream.test_loader(info.records, mapper, batch, multiple=16)
+    return stream.test_loader(info.records, mapper, batch=batch, multiple=16)
 
 def test_batches_of_one_size(mixed):
     batches = list(loader_of(mixed, 4))
@@ -231,8 +231,8 @@ def test_a_batch_changes_nothing(ratio, model, mixed):
 
 def test_evaluate(model, emoji):
     "The same row by either evaluator, but for its name and the time."
-    info = datasets.register('evaluators', emoji['val']['json'], emoji['val']['images'])
-    rows = [evaluate(model, info, CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
+    info = datasets.register('evaluators', emoji['val']['json'], images=emoji['val']['images'])
+    rows = [evaluate(model, info, data=CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
     assert [row.pop('evaluator') for row in rows] == list(EVALUATORS)
     for row in rows: del row['seconds']
     assert rows[0] == rows[1] and rows[0]['images'] == 4
@@ -252,7 +252,7 @@ def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
             entry['category_id'] = CFG.data.category_ids[entry['category_id']]
             found.append(dict(file_name=entry.pop('image_id'), category=name) | entry)
         lines.append(f'{path.name}: {", ".join(names) or "nothing"}')
-    together = predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3)
+    together = predict_pictures(model, CFG.data, paths=pictures, output=tmp_path, threshold=.3)
     assert found and json.dumps(found) == json.dumps(together)
     assert capsys.readouterr().out.splitlines() == lines
     assert json.loads((tmp_path/'predictions.json').read_text()) == found
@@ -260,7 +260,7 @@ def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
 
 def test_a_drawing_that_cannot_be_written(model, pictures, tmp_path):
     (tmp_path/f'{pictures[1].stem}.png').mkdir()
-    with pytest.raises(OSError): predict_pictures(model, CFG.data, pictures, tmp_path, threshold=.3)
+    with pytest.raises(OSError): predict_pictures(model, CFG.data, paths=pictures, output=tmp_path, threshold=.3)
     assert not (tmp_path/'predictions.json').exists()
 
 # --- in the background ---

@@ -24,7 +24,7 @@ def test_parts(name, backbone):
     nobody where nothing is sampled."""
     if backbone and name.startswith('benchmarking'): return
     r = made(name, backbone)
-    found = [flops(r, ratio, 800, 1333) for ratio in (.02, .25, .5, .75, 1.)]
+    found = [flops(r, ratio, height=800, width=1333) for ratio in (.02, .25, .5, .75, 1.)]
     for row in found:
         assert list(row) == [*PARTS, 'total'] and sum(row[part] for part in PARTS) == row['total']
         assert all(isinstance(n, int) and n >= 0 for n in row.values())
@@ -39,35 +39,39 @@ def test_the_encoder_is_linear_but_for_its_comparisons():
     assert compared(400) == 4*compared(200) == 16*compared(100)
 
 def test_heads_depend_on_what_was_found_alone():
-    one, two = (flops(BASE, .5, 800, 1333, proposals=n, detections=3*n) for n in (10, 20))
-    other = flops(BASE, .5, 96, 64, proposals=10, detections=30)
+    one, two = (flops(BASE, .5, height=800, width=1333, proposals=n, detections=3*n) for n in (10, 20))
+    other = flops(BASE, .5, height=96, width=64, proposals=10, detections=30)
     assert {part for part in PARTS if one[part] != two[part]} == {'boxes', 'masks'}
     assert [two[p]/one[p] for p in ('boxes', 'masks')] == [2, 2]
     assert [one[p] for p in ('boxes', 'masks')] == [other[p] for p in ('boxes', 'masks')]
-    assert flops(BASE, .5, 800, 1333)['boxes'] == flops(BASE, .5, 800, 1333, proposals=1000)['boxes']
+    usual, most = (flops(BASE, .5, height=800, width=1333, **n) for n in ({}, dict(proposals=1000)))
+    assert usual['boxes'] == most['boxes']
 
 def test_padding():
     "To 32 pixels with four levels, to 16 with three; a recipe for squares takes its square."
-    assert flops(BASE, .5, 800, 1333) == flops(BASE, .5, 800, 1344) != flops(BASE, .5, 800, 1312)
-    assert flops(TINY, .5, 100, 100) == flops(TINY, .5, 112, 112) != flops(TINY, .5, 128, 128)
-    assert flops(BASELINE, 1., 20, 30) == flops(BASELINE, 1., 128, 128)
+    def work(recipe, height, width): return flops(recipe, .5, height=height, width=width)
+    assert work(BASE, 800, 1333) == work(BASE, 800, 1344) != work(BASE, 800, 1312)
+    assert work(TINY, 100, 100) == work(TINY, 112, 112) != work(TINY, 128, 128)
+    assert work(BASELINE, 20, 30) == work(BASELINE, 128, 128)
     assert recipe(BASE).level_sizes(65, 64) == [384, 96, 24, 6, 2] # 96 x 64; the last from 3 x 2 by halving
 
 def test_without_a_transformer():
     "Only the map to the decoder's width is left; with patches in its place, only the stem is another."
-    whole, stem, patchify = (flops(made(BASE, b), 1., 800, 1333) for b in ('mimdet', 'stem', 'patchify'))
+    whole, stem, patchify = (flops(made(BASE, b), 1., height=800, width=1333) for b in ('mimdet', 'stem', 'patchify'))
     assert stem['encoder'] == 0 and stem['decoder'] == 4200*(768*512 + 5*512)
     assert {p for p in PARTS if whole[p] != stem[p]} == {'encoder', 'decoder'}
     assert {p for p in PARTS if whole[p] != patchify[p]} == {'stem'}
-    assert flops(replace(recipe(BASE), decoder_depth=0), 1., 800, 1333)['decoder'] == stem['decoder']
+    without = replace(recipe(BASE), decoder_depth=0)
+    assert flops(without, 1., height=800, width=1333)['decoder'] == stem['decoder']
 
 def test_mistakes():
     for ratio in (0, 1.5, -1):
-        with pytest.raises(MimdetError, match='outside'): flops(BASE, ratio, 800, 1333)
-    with pytest.raises(MimdetError, match='unknown recipe'): flops('mimdet_bas', 1., 800, 1333)
+        with pytest.raises(MimdetError, match='outside'): flops(BASE, ratio, height=800, width=1333)
+    with pytest.raises(MimdetError, match='unknown recipe'): flops('mimdet_bas', 1., height=800, width=1333)
 
 def test_no_torch_for_the_formula():
-    code = ('import sys; from mimdet.measure.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., 800, 1333); '
+    code = ('import sys; from mimdet.measure.flops import flops; flops("mimdet_base_v1_sr0.5_3x", 1., '
+            'height=800, width=1333); '
             'sys.exit(", ".join({"torch", "timm", "detectron2", "fvcore"} & set(sys.modules)) or 0)')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).returncode == 0
 
@@ -107,5 +111,5 @@ def test_fvcore_agrees_on_all_that_a_larger_recipe_has():
 def test_known():
     row = known(TINY, .25, 64, 96)
     assert row == dict(recipe=TINY, size='tiny', backbone='mimdet', ratio=.25, height=64, width=96,
-                       tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, 64, 96))
+                       tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, height=64, width=96))
     assert known('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050 and known(BASELINE, .25)['ratio'] == 1.

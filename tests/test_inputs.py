@@ -125,7 +125,7 @@ def test_an_evaluator_changes_nothing(tmp_path):
     result = {k: v for k, v in reading.coco['annotations'][0].items() if k in ('image_id', 'category_id', 'bbox')}
     mask = annotation_mask(reading.coco['annotations'][0]['segmentation'], 90, 120)
     result |= dict(score=1., segmentation=packed(mask))
-    average_precision(reading.coco, [result], 'segm', evaluator='pycocotools')
+    average_precision(reading.coco, [result], kind='segm', evaluator='pycocotools')
     assert reading.coco == before
 
 def test_names_are_drawn_in_all_fonts_that_are_needed(monkeypatch):
@@ -137,5 +137,5 @@ def test_names_are_drawn_in_all_fonts_that_are_needed(monkeypatch):
     monkeypatch.setattr('matplotlib.text.Text.set_fontfamily', note)
     found = Instances((60, 80), pred_boxes=Boxes(torch.tensor([[5., 5., 50., 40.]])), scores=torch.ones(1))
     found.pred_classes = torch.zeros(1, dtype=torch.int64)
-    draw(np.zeros((60, 80, 3), dtype=np.uint8), found, ['\u732b'])
+    draw(np.zeros((60, 80, 3), dtype=np.uint8), found, class_names=['\u732b'])
     assert ('\u732b 100%', ['DejaVu Sans', 'DejaVu Serif']) in chosen

@@ -127,7 +127,7 @@ def outcome(function, *arguments):
 
 @pytest.fixture(scope='module')
 def samples(emoji):
-    info = register('options', emoji['train']['json'], emoji['train']['images'])
+    info = register('options', emoji['train']['json'], images=emoji['train']['images'])
     mapper = TrainMapper(train_augmentation_of(base(emoji).data))
     return [mapper(record) | dict(draw=k) for k, record in enumerate(info.records[:2])]
 

@@ -51,7 +51,7 @@ def pair(cfg):
 
 def batch_of(*counts, height=128, width=128):
     "Images with so many objects."
-    samples = synthetic_batch(len(counts), height, width, 5, max(1, *counts))
+    samples = synthetic_batch(len(counts), height, width=width, classes=5, objects=max(1, *counts))
     for sample, count in zip(samples, counts): sample['instances'] = sample['instances'][:count]
     return samples
 
@@ -175,7 +175,8 @@ def test_suppression_by_rounds(spread):
 
 def trainer_of(model, batch, folder):
     optimizer = optimizer_for(model, configuration().optimizer)
-    return Trainer(model, repeat(batch), optimizer, seed=0, accumulate=1, clip=1., scaled=False, output_dir=folder,
+    return Trainer(model, repeat(batch), optimizer=optimizer, seed=0, accumulate=1, clip=1., scaled=False,
+                   output_dir=folder,
                    name_batch=lambda _: [], log_period=100)
 
 def waits_of_a_step(cfg, folder):

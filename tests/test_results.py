@@ -295,7 +295,7 @@ def test_digest_knows_results_and_not_the_clock():
 def tables(records, folder):
     chosen = select(records, RATIO_ROWS)
     sections = [('Encoder', encoder_use(records, RATIO_ROWS).page, 'note')]
-    save_table(ratio_table(records, RATIO_ROWS), folder/'t', chosen, 'A note.', sections)
+    save_table(ratio_table(records, RATIO_ROWS), folder/'t', records=chosen, note='A note.', more=sections)
     return [(folder/f't.{kind}').read_bytes() for kind in ('csv', 'md', 'tex')]
 
 def test_tables_are_the_same_bytes_twice(tmp_path):
@@ -364,7 +364,7 @@ def test_markdown_escapes_its_own_sign():
 
 def test_write_table_of_anything(tmp_path):
     "As table_cost has it: no page, no sections."
-    paths = write_table(pd.DataFrame({'a': [1, 2]}), tmp_path/'t', 'What it is.')
+    paths = write_table(pd.DataFrame({'a': [1, 2]}), tmp_path/'t', caption='What it is.')
     assert [p.name for p in paths] == ['t.csv', 't.md', 't.tex']
     assert paths[0].read_text() == 'a\n1\n2\n'
 
@@ -433,7 +433,7 @@ def test_figures_of_few_records(strict):
     "A figure stands with what there is: one training, one ratio, an empty prediction, a ratio that one image lacks."
     alone = example(0, (.5, 1.))
     alone['views'][0]['predictions'] = []
-    records = [train('a'), evaluate('a', [row(.5, 30, 20)], [alone, example(1, (.5,))])]
+    records = [train('a'), evaluate('a', [row(.5, 30, 20)], data=[alone, example(1, (.5,))])]
     for name in set(FIGURES) - {'reconstructions'}: getattr(plots, name)(records)
     training_curves([pretrain()])
 

@@ -174,6 +174,7 @@ def check_datasets(
 def check_room(
     name:str,     # of the resource
     free:float,   # bytes
+    *,
     enough:float, # GB below which there is a note
     least:float,  # GB below which it is wrong
     way_out:str,  # what to do
@@ -188,7 +189,8 @@ def check_disk(
 )->Finding:
     "Free disk space."
     free = shutil.disk_usage(folder).free
-    return check_room('disk', free, 10, 1, 'free some disk space; make clean-runs removes checkpoints and logs')
+    return check_room('disk', free, enough=10, least=1,
+                      way_out='free some disk space; make clean-runs removes checkpoints and logs')
 
 # %% ../../nbs/base/04_doctor.ipynb #21754e82d0
 def free_memory()->int:
@@ -206,7 +208,8 @@ def free_memory()->int:
 
 def check_memory()->Finding:
     "Main memory."
-    return check_room('memory', free_memory(), 6, 2, 'close other programs, or set fewer workers and a smaller batch')
+    return check_room('memory', free_memory(), enough=6, least=2,
+                      way_out='close other programs, or set fewer workers and a smaller batch')
 
 # %% ../../nbs/base/04_doctor.ipynb #29-fc445c1e
 WORKERS, IMAGES, PIXELS = 4, 2, 800*1333 # the paper's recipes: loading processes, images a GPU, pixels of an image

@@ -81,6 +81,7 @@ def picture_mistake(
 def check_pictures(
     json,          # annotations: a path, for the message
     folder,        # of the images
+    *,
     images:list,   # in the clean form
     workers:int=1, # threads
     progress=None, # label of a progress bar; None: no bar
@@ -110,7 +111,7 @@ def check_dataset(
     "Read a data set and count what is in it. Raises `MimdetError` that tells all that cannot be used."
     reading = read_coco(json, images, strict)
     coco, annotations = reading.coco, reading.coco['annotations']
-    if decode: check_pictures(json, images, coco['images'])
+    if decode: check_pictures(json, images, images=coco['images'])
     names = labels([(c['id'], c['name']) for c in coco['categories']])
     with_objects = {a['image_id'] for a in annotations}
     return dict(images=len(coco['images']), annotations=len(annotations),
@@ -166,6 +167,7 @@ def _same(one, other):
 def register(
     name:str,          # a name of your choice; coco_2017_train and coco_2017_val mean COCO
     json,              # annotations: a path
+    *,
     images,            # folder of the images
     decode:bool=False, # also read all images once
     strict:bool=False, # refuse also what would be taken as it was meant, or left out

@@ -451,6 +451,7 @@ def _tile(image, annotations, names, side):
 def contact_sheet(
     json,        # COCO annotations: a path
     images,      # folder of the images
+    *,
     n:int=24,    # how many images
     columns:int=6,
     side:int=256,# longest side of each, in pixels

@@ -173,6 +173,7 @@ class _Share:
 def train_loader(
     records:list,     # detectron2 dataset dicts, as in `DatasetInfo.records`
     mapper,           # a `TrainMapper`
+    *,
     batch:int,        # images to an iteration, over all processes
     seed:int,         # the run's seed
     stop:int,         # iterations of the whole run
@@ -261,6 +262,7 @@ class _TestLoader(Loader):
 def test_loader(
     records:list,   # detectron2 dataset dicts
     mapper,         # a `TestMapper`
+    *,
     batch:int=1,    # images at a time, at most
     rank:int=0,     # this process
     world:int=1,    # number of processes

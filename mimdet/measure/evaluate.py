@@ -131,6 +131,7 @@ def _in_the_clean_form(source, results, image_ids):
 def average_precisions(
     source,                  # annotations: a path, or a data set in the clean form
     results:list,            # COCO results of its ids
+    *,
     kinds=('bbox', 'segm'),  # of overlap
     image_ids=None,          # only these images
     evaluator:str='hotcoco', # a key of `EVALUATORS`
@@ -147,16 +148,16 @@ def average_precisions(
     evaluated = EVALUATORS[evaluator](coco, results, kinds, chosen)
     return {kind: _by_name(names, precision, stats) for kind, (precision, stats) in zip(kinds, evaluated)}
 
-def average_precision(source, results, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
+def average_precision(source, results, *, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
     "COCO's average precision of one kind, 'bbox' or 'segm': see `average_precisions`."
-    return average_precisions(source, results, [kind], image_ids, evaluator)[kind]
+    return average_precisions(source, results, kinds=[kind], image_ids=image_ids, evaluator=evaluator)[kind]
 
 # %% ../../nbs/measure/02_evaluate.ipynb #22-54c84afd
 def evaluate(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
-    data,                # the configuration's `data` section, for the test size
     *,
+    data,                # the configuration's `data` section, for the test size
     ratio=None,          # share of tokens that the encoder sees; None: the model's own
     strategy=None,       # sampling strategy; None: the model's own
     seed=None,           # sampling seed; None: the model's own
@@ -175,7 +176,7 @@ def evaluate(
     if c4 not in ('decoder', 'stem'): raise MimdetError(f"c4={c4!r}: choose 'decoder' or 'stem'")
     with model.sampled(ratio, strategy=strategy, seed=seed), contextlib.ExitStack() as stack:
         if c4 == 'stem':
-            alone = fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch))
+            alone = fit_stem_alone(model, test_loader(probe_info.records[:200], mapper, batch=batch))
             stack.enter_context(decoder_replaced(model, alone))
         stack.enter_context(model.sampled(members=samples))
         row = dict(ratio=model.ratio, strategy=model.strategy, seed=model.sample_seed, c4=c4, samples=samples,
@@ -190,7 +191,8 @@ def evaluate(
     if predictions: write_json(predictions, info.reading.as_in_the_file(found), indent=None)
     ids = [record['image_id'] for record in records]
     kinds = ('bbox', 'segm') if info.masks and model.roi_heads.mask_on else ('bbox',)
-    return row | dict(evaluator=evaluator) | average_precisions(info.reading.coco, found, kinds, ids, evaluator)
+    return row | dict(evaluator=evaluator) | average_precisions(info.reading.coco, found, kinds=kinds, image_ids=ids,
+                                                                evaluator=evaluator)
 
 # %% ../../nbs/measure/02_evaluate.ipynb #33-45e44ca2
 def format_rows(rows)->str:

@@ -33,6 +33,7 @@ PARTS = ('stem', 'encoder', 'decoder', 'pyramid', 'proposals', 'boxes', 'masks')
 def flops(
     recipe,              # a name from `mimdet.recipes.names()`, or a `Recipe`
     ratio:float,         # share of tokens that the encoder sees; where nothing is sampled, it has no effect
+    *,
     height:int,          # of the image in pixels. A recipe for squares, such as the baseline's, always takes its square
     width:int,           # likewise
     proposals:int=None,  # regions that reach the box head; None: as many as the recipe allows
@@ -64,4 +65,4 @@ def known(
     tokens = keep_count(r.level_sizes(height, width)[2], ratio)
     return dict(recipe=recipe, size=r.size, backbone=r.backbone, ratio=ratio,
                 height=height, width=width, tokens=tokens,
-                parameters=parameter_count(recipe), flops=flops(r, ratio, height, width))
+                parameters=parameter_count(recipe), flops=flops(r, ratio, height=height, width=width))

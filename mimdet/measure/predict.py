@@ -53,6 +53,7 @@ def _named(result, names, category_ids):
 def predict_pictures(
     model,               # a `Detector`
     data,                # the configuration's `data` section, for the test size and the names
+    *,
     paths:list,          # of pictures
     output,              # folder for the drawn pictures and predictions.json
     threshold:float=0.5, # keep objects scored at least this
@@ -71,7 +72,7 @@ def predict_pictures(
 
     def finish(one):
         path, pixels, instances = one
-        picture = Image.fromarray(draw(pixels, instances, names, threshold, scale))
+        picture = Image.fromarray(draw(pixels, instances, class_names=names, threshold=threshold, scale=scale))
         with atomic_path(drawn[path]) as part: picture.save(part, 'PNG')
         size = dict(reduced=reduced[path]) if reduced[path] > 1 else {}
         results = coco_results(instances, path.name)
@@ -113,6 +114,7 @@ def _plain(entry, names):
 def examples(
     model,               # a `Detector`
     info:DatasetInfo,    # registered data set
+    *,
     data,                # the configuration's `data` section
     count:int=4,         # images
     ratios=(0.25, 0.5, 1.), # a view for each

@@ -103,6 +103,7 @@ def best_scores(
 def sampling_agreement(
     json,              # annotations: a path
     predictions:list,  # COCO results of each sampling
+    *,
     image_ids=None,    # only these images
     overlap:float=0.5, # of the boxes, at least
     score:float=0.5,   # from which an object counts as found

@@ -223,6 +223,7 @@ def markdown(
 def write_table(
     table,         # a data frame
     stem,          # path without extension
+    *,
     caption:str,   # below the table
     page=None,     # a narrower data frame of text for Markdown and LaTeX; default: `table`
     more=(),       # (heading, table, note) triples that follow in the Markdown and LaTeX files
@@ -288,6 +289,7 @@ def _wrapped(text): return escape(text).replace(r'\_', r'\_\allowbreak{}').repla
 def save_table(
     table:Table,
     stem,        # path without extension
+    *,
     records,     # those that it is made of
     note:str,    # how to read it
     more=(),     # as for `write_table`
@@ -295,7 +297,7 @@ def save_table(
     "Write a table of a study; what it is made of goes below it."
     dataset = next((r['dataset'].get('name') for kind in ('evaluate', 'train') for r in of_kind(records, kind)), '')
     cells = table.cells.assign(profile=records[0]['profile'] if records else '', **{'data set': dataset})
-    paths = write_table(cells, stem, caption(records, note), table.page, more, records)
+    paths = write_table(cells, stem, caption=caption(records, note), page=table.page, more=more, records=records)
     return paths[1].read_text(encoding='utf-8')
 
 # %% ../../nbs/study/06_pages.ipynb #93-6a15c4d8

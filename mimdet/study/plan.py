@@ -21,7 +21,8 @@ RATES = dict(pretrain='train', train='train', evaluate='forward') # which speed 
 
 def one_pass(r, photographs:bool)->float:
     "Multiply-adds for an image with as many regions as a training step takes, a quarter of them objects."
-    return flops(r, r.sample_ratio, *r.test_image(photographs), proposals=r.rois, detections=r.rois//4)['total']
+    height, width = r.test_image(photographs)
+    return flops(r, r.sample_ratio, height=height, width=width, proposals=r.rois, detections=r.rois//4)['total']
 
 def _settings(job, samples_tokens):
     "How many passes over the validation images an evaluation makes."
@@ -42,7 +43,7 @@ def work(
         settings = p['settings']
         own = {k: settings[k] for k in ('decoder_depth',) if k in settings}
         r = recipe(f'mimdet_{settings["size"]}_v1_sr0.5_3x', **own)
-        parts = flops(r, 1 - settings.get('mask_ratio', .75), r.img_size, r.img_size)
+        parts = flops(r, 1 - settings.get('mask_ratio', .75), height=r.img_size, width=r.img_size)
         return 3*(parts['encoder'] + parts['decoder'])*settings['steps']*settings['batch']
     if job.kind not in ('train', 'evaluate'): return 0
     r = study.models[p['model']]['built']
@@ -160,7 +161,8 @@ def gpu_rates(
 
 def _rate(row):
     r = recipe(row['recipe'])
-    once = flops(r, row['ratio'] or 1., row['height'], row['width'], proposals=r.rois, detections=r.rois//4)['total']
+    once = flops(r, row['ratio'] or 1., height=row['height'], width=row['width'], proposals=r.rois,
+                 detections=r.rois//4)['total']
     return 3*once*row['batch']/median(row['seconds'])
 
 # %% ../../nbs/study/04_plan.ipynb #29f0e5a003

@@ -117,6 +117,7 @@ def fingerprint(record:dict)->str:
 def make_record(
     kind:str,          # data, pretrain, train, evaluate, cost, bench or release
     profile:str,       # quick, demo, ...: which study the run belongs to
+    *,
     name:str,          # unique within the profile
     params:dict,       # the run's parameters, plain data, its seed included
     metrics:dict,      # numbers that came out, as `METRICS` has them

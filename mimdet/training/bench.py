@@ -160,6 +160,7 @@ def rows_of(
 def detectors(
     cfg:DictConfig,
     device:str,
+    *,
     upstream='',  # folder of the authors' code; empty: without them
     size:str='',  # base or large, for the authors' code
     compiled='',  # a backend for `mimdet.detector.compile_parts`; empty: without a compiled form
@@ -201,6 +202,7 @@ def inference_ways(
 def training_ways(
     models:dict,    # from `detectors`
     samples:list,   # from `mimdet.training.cost.synthetic_batch`
+    *,
     precisions:list,# keys of `mimdet.detector.PRECISIONS`
     device:str,
     settings,       # the configuration's `optimizer` section

@@ -84,7 +84,7 @@ def _check_data(spec, pictures, strict, repair, sheet):
     print(contents(reading))
     print(reading.report)
     if pictures:
-        kinds = check_pictures(json, images, reading.coco['images'], usable_cores(), 'pictures')
+        kinds = check_pictures(json, images, images=reading.coco['images'], workers=usable_cores(), progress='pictures')
         print('pictures: ' + ', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common()))
     if sheet:
         with atomic_path(Path(sheet)/f'{json.stem}_sheet.png') as part: contact_sheet(json, images).save(part, 'PNG')
@@ -99,6 +99,7 @@ def mimdet_data(
     out:Param('the folder to make', nargs='?', opt=False)='',
     # make nothing: tell what is in annotations.json:images/, what was taken or left out, and what cannot be used
     check:str='',
+    *,
     pictures:bool=False,  # with --check: also read all pictures
     strict:bool=False,    # with --check: refuse what would be taken or left out, too
     repair:str='',        # with --check: write the annotations in the clean form to this file
@@ -143,6 +144,7 @@ def mimdet_data(
 def mimdet_pretrain(
     images:str,           # folder of images
     output:str='runs/pretrain', # output folder; gets mae_full.pth
+    *,
     size:str='tiny',      # tiny, small, base or large
     steps:int=1000,       # iterations
     batch:int=64,         # images a step
@@ -166,7 +168,7 @@ def mimdet_pretrain(
     if stem_for:
         if stem_steps is None: stem_steps = 1000
         if stem_steps < 1: raise MimdetError(f'--stem-steps {stem_steps}: --stem-for needs some')
-        out = add_stem(stem_for, images, output, steps=stem_steps, batch=stem_batch, least=least, seed=seed,
+        out = add_stem(stem_for, images, output=output, steps=stem_steps, batch=stem_batch, least=least, seed=seed,
                        device=device, memory_mb=memory_mb, resume=resume)
         return print(f"{out['path']}: the stem's tokens are off by {out['error']:.1%} of their variance; "
                      f"the autoencoder's loss is {out['loss']:.4f}, with the stem {out['loss_with_stem']:.4f}; "
@@ -181,6 +183,7 @@ def mimdet_pretrain(
 def mimdet_convert(
     source:Param('weights: .pth, .bin or .safetensors; with --fetch, the file to write', nargs='?', opt=False)='',
     output:Param('.safetensors or .pth to write; without it, SOURCE is described', nargs='?', opt=False)='',
+    *,
     names:str='published', # of the parameters in OUTPUT: published, timm (the encoder alone) or transformers
     fetch:str='',          # OWNER/REPO[/file] on the Hugging Face hub, downloaded in place of SOURCE
     force:bool=False,      # write over an existing OUTPUT
@@ -198,6 +201,7 @@ def mimdet_convert(
 def mimdet_train(
     overrides:Param('changes, such as model.strategy=grid', nargs='*', opt=False)=(),
     config:str='mimdet_tiny_v1_sr0.5_3x', # a recipe (see mimdet_models), or a .yaml or .py configuration; a .py is run
+    *,
     dataset:str='',      # annotations.json:images/ to train on; default: the configuration's
     val:str='',          # likewise, to evaluate on; default: the configuration's, or none with --dataset
     strict:bool=False,   # refuse what would be taken as it was meant, or left out of the data sets
@@ -237,7 +241,7 @@ def mimdet_train(
     if dataset: cfg.data.train, cfg.data.val = dataset, val
     if val: cfg.data.val = val
     if mae: cfg.mae_checkpoint.path = mae
-    launch_training(override(cfg, list(overrides)), resume, allow_changes, eval_only=eval_only,
+    launch_training(override(cfg, list(overrides)), resume, allow_changes=allow_changes, eval_only=eval_only,
                     num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank, dist_url=dist_url)
 
 # %% ../../nbs/training/09_commands.ipynb #25-541fa34d
@@ -254,6 +258,7 @@ def _parse_ratios(text):
 def mimdet_evaluate(
     run:str,           # output folder of mimdet_train, released weights, or a recipe name together with --weights
     dataset:str='',    # annotations.json:images/, or coco_2017_val; default: the run's validation set
+    *,
     ratio:str='',      # sample ratios, separated by commas; default: the model's own
     strategy:str='',   # random, grid or block; default: the model's own
     seed:int=None,     # which tokens are sampled; default: the model's own, 0
@@ -284,7 +289,7 @@ def mimdet_evaluate(
     rows = []
     for r in ratios:
         name = f'{output}/predictions_{model.ratio if r is None else r:g}.json' if output else ''
-        row = evaluate(model, info, cfg.data, ratio=r, strategy=strategy or None, seed=seed, batch=batch,
+        row = evaluate(model, info, data=cfg.data, ratio=r, strategy=strategy or None, seed=seed, batch=batch,
                        limit=limit or None, predictions=name, evaluator=evaluator)
         rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
     first = rows[0]
@@ -298,6 +303,7 @@ def mimdet_evaluate(
 def mimdet_predict(
     run:str,             # output folder of mimdet_train, released weights, or a recipe name together with --weights
     images:str,          # an image, a folder of images, or several of either separated by commas
+    *,
     output:str='predictions', # folder for the drawn images and predictions.json
     threshold:float=0.5, # keep objects scored at least this
     ratio:float=1.,      # share of tokens that the encoder sees
@@ -315,5 +321,5 @@ def mimdet_predict(
     if precision: model.set_precision(precision)
     paths = find_pictures(images)
     with model.sampled(ratio, seed=seed):
-        found = predict_pictures(model, cfg.data, paths, output=output, threshold=threshold, scale=scale)
+        found = predict_pictures(model, cfg.data, paths=paths, output=output, threshold=threshold, scale=scale)
     print(f'{len(found)} objects in {len(paths)} images: {output}')

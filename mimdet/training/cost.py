@@ -28,6 +28,7 @@ from .train import with_checkpointing
 def synthetic_batch(
     count:int,     # images
     height:int,    # in pixels
+    *,
     width:int,     # in pixels
     classes:int=80,# categories
     objects:int=8, # to an image
@@ -124,7 +125,7 @@ def _warm_up(model, samples, device, r):
     """A CPU needs to have started its threads and touched the weights: a small image does.
     A GPU chooses its kernels by the size."""
     small = device == 'cpu' and not r.square
-    for _ in range(1 if small else 2): model(synthetic_batch(1, 64, 64) if small else samples)
+    for _ in range(1 if small else 2): model(synthetic_batch(1, 64, width=64) if small else samples)
 
 def _timed(work, device):
     started, cpu = clock(device), time.process_time()
@@ -136,6 +137,7 @@ def forward_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
     # of the image in pixels; 0: the largest that the recipe trains on. The baseline always takes its square
+    *,
     height:int=0,
     width:int=0,        # likewise
     device:str='auto',  # cpu, cuda, ...
@@ -152,7 +154,7 @@ def forward_cost(
     model.amp = amp
     memory['model'] = memory_mb(device)['now']
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 9. # an object everywhere
-    samples, seen, passes = synthetic_batch(batch, height, width), _watch(model), _stopwatch(model, device)
+    samples, seen, passes = synthetic_batch(batch, height, width=width), _watch(model), _stopwatch(model, device)
     row = _facts(model, samples, device)
     with evaluating(model), model.sampled(ratio):
         _warm_up(model, samples, device, r)
@@ -168,6 +170,7 @@ def forward_cost(
 def training_cost(
     recipe:str,         # one of `mimdet.recipes.names()`
     ratio:float=None,   # share of tokens that the encoder sees; None: as in the recipe
+    *,
     checkpointing:bool=None, # compute activations again in the backward pass; None: as in the recipe
     batch:int=2,        # images a step
     device:str='auto',  # cpu, cuda, ...
@@ -189,10 +192,11 @@ def training_cost(
     model = build(cfg).to(device)
     if compiled: compile_parts(model, compiled)
     memory['model'] = memory_mb(device)['now']
-    samples, seen, dtype = synthetic_batch(batch, height, width, r.classes), _watch(model), precision(amp, device)
+    samples, seen, dtype = synthetic_batch(batch, height, width=width,
+                                           classes=r.classes), _watch(model), precision(amp, device)
     row, timed, losses = _facts(model, samples, device), [], []
     with model.sampled(ratio), tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
-        trainer = Trainer(model, repeat(samples), optimizer_for(model, cfg.optimizer), seed=0, accumulate=1,
+        trainer = Trainer(model, repeat(samples), optimizer=optimizer_for(model, cfg.optimizer), seed=0, accumulate=1,
                           clip=cfg.optimizer.clip, scaled=dtype == torch.float16,
                           output_dir=Path(folder), name_batch=lambda _: [])
         for trainer.iter in range(warmup + steps):
@@ -237,6 +241,7 @@ def _answer(measure, setting):
 def compare(
     measure:str,    # 'forward_cost' or 'training_cost'
     settings:list,  # dictionaries of its arguments
+    *,
     rounds:int=3,   # fresh processes for each setting
     threads:int=0,  # of the CPU; 0: as many as in this process
     note=lambda line: None, # is told of each measurement
@@ -329,8 +334,8 @@ def agreement(
     model.roi_heads.box_predictor.cls_score.bias.data[0] = 9. # an object everywhere
     model.roi_heads.box_head.register_forward_pre_hook(lambda _, inputs: seen.update(proposals=len(inputs[0])))
     model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: seen.update(detections=len(inputs[0])))
-    sample, = synthetic_batch(1, height, width)
+    sample, = synthetic_batch(1, height, width=width)
     with model.sampled(ratio):
         counted = count(model, [{k: sample[k] for k in ('image', 'height', 'width', 'image_id')}])
         seen = {k: int(n) for k, n in seen.items()} # a trace makes numbers tensors
-        return seen | dict(counted=counted, formula=flops(r, model.ratio, height, width, **seen))
+        return seen | dict(counted=counted, formula=flops(r, model.ratio, height=height, width=width, **seen))

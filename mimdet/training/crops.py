@@ -144,6 +144,7 @@ class Crops(Dataset):
     def __init__(self,
         folder,              # of images
         size:int,            # side of the crops in pixels
+        *,
         seed:int=0,          # of the order and the crops
         least:float=0.2,     # smallest share of an image's area that a crop shows
         memory_mb:int=4096,  # images that take more, decoded, are read as they are drawn

@@ -37,7 +37,8 @@ class Step(NamedTuple):
 class Trainer(SimpleTrainer):
     """detectron2's, with seeded steps, gradient accumulation, clipping, and scaling for float16.
     It reports a loss that is not finite."""
-    def __init__(self, model, loader, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch, log_period=1):
+    def __init__(self, model, loader, *, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch,
+                 log_period=1):
         super().__init__(model, loader, optimizer)
         self.log_period, self.unchecked, self.unwritten = log_period, [], []
         self.seed, self.accumulate, self.clip = seed, accumulate, clip
@@ -196,11 +197,11 @@ class Writers(hooks.PeriodicWriter):
 def fit(
     model,             # returns a dictionary of losses in training
     optimizer,
+    *,
     schedule,          # a `lr_schedule` of the optimizer
     loader,            # first step -> iterable of micro-batches
     iterations:int,    # length of the run, those already done included
     output_dir,        # gets checkpoint.pth, metrics.jsonl and TensorBoard's events
-    *,
     seed:int=0,        # of the steps
     period:int=1000,   # steps between checkpoints
     log_period:int=20, # steps between progress lines
@@ -231,7 +232,8 @@ def fit(
         raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; '
                           'the output folder must be one that all machines share')
     parallel = create_ddp_model(model, fp16_compression=fp16_compression, broadcast_buffers=False, device_ids=None)
-    trainer = Trainer(parallel, loader(done), optimizer, seed=seed, accumulate=accumulate, clip=clip, scaled=scaled,
+    trainer = Trainer(parallel, loader(done), optimizer=optimizer, seed=seed, accumulate=accumulate, clip=clip,
+                      scaled=scaled,
                       output_dir=output_dir, name_batch=name_batch, log_period=log_period)
     stopwatch = Stopwatch()
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, schedule), stopwatch, *extra_hooks])
@@ -261,7 +263,7 @@ def _last_state(path, resume, identity, allow_changes):
     return state
 
 def _go_on(state, path, model, trainer, schedule):
-    load_into(model, state['model'], path)
+    load_into(model, state['model'], source=path)
     try: trainer.load_state_dict(state['trainer'])
     except ValueError as e:
         raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): '

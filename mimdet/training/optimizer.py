@@ -18,6 +18,7 @@ from ..recipes import DECODER_RATES
 def parameter_groups(
     model,              # a `Detector` with a `MIMDetBackbone`
     lr:float,           # the stem's learning rate
+    *,
     lr_factor:float,    # encoder: lr / factor; pyramid and heads: lr * factor
     weight_decay:float, # of parameters with more than one dimension
     decoder_rate:str='rest', # the decoder learns like the pyramid and heads, as in the paper, or like the 'encoder'
@@ -46,7 +47,8 @@ def optimizer_for(
         if settings.decoder_rate not in DECODER_RATES:
             raise MimdetError(f'unknown optimizer.decoder_rate={settings.decoder_rate!r}; '
                               f'there are {", ".join(DECODER_RATES)}')
-        groups = parameter_groups(model, settings.lr, settings.lr_factor, settings.weight_decay, settings.decoder_rate)
+        groups = parameter_groups(model, settings.lr, lr_factor=settings.lr_factor, weight_decay=settings.weight_decay,
+                                  decoder_rate=settings.decoder_rate)
     elif settings.groups == 'benchmarking':
         decay = dict(weight_decay=settings.weight_decay, weight_decay_norm=0.)
         own = dict.fromkeys(('relative_position_bias_table', 'pos_embed'), dict(weight_decay=0.))
@@ -60,6 +62,7 @@ def optimizer_for(
 def lr_schedule(
     optimizer,      # its groups' rates are multiplied
     kind:str,       # 'step' or 'cosine'
+    *,
     iterations:int, # length of the run
     milestones=(),  # iterations at which 'step' drops the rate tenfold
     warmup:int=0,   # iterations of linear warm-up

@@ -89,8 +89,8 @@ def share_of_variance(given, wanted): # of one shape
 def fit_stem(
     model:Pretraining,  # with the autoencoder
     crops:Crops,        # images
-    output,             # output folder
     *,
+    output,             # output folder
     steps:int=1000,     # iterations
     batch:int=256,      # images a step
     lr:float=4e-3,      # largest learning rate, after three tenths of the steps
@@ -102,10 +102,11 @@ def fit_stem(
     torch.manual_seed(seed)
     fitting = StemFitting(model).to(device)
     optimizer = torch.optim.AdamW(fitting.parameters(), lr=lr, weight_decay=0.01, fused=True)
-    schedule = lr_schedule(optimizer, 'cosine', steps, warmup=round(0.3*steps))
+    schedule = lr_schedule(optimizer, 'cosine', iterations=steps, warmup=round(0.3*steps))
     dtype = precision('auto', device)
     identity = dict(steps=steps, batch=batch, lr=lr, seed=seed, patches=_fingerprint(model.mae.encoder.patch_embed))
-    fit(fitting, optimizer, schedule, lambda done: _batches(crops, batch, done, steps, 0), steps, output, seed=seed,
+    fit(fitting, optimizer, schedule=schedule, loader=lambda done: _batches(crops, batch, done, steps, 0),
+        iterations=steps, output_dir=output, seed=seed,
         period=max(1, steps//5), resume=resume, identity=identity, scaled=dtype == torch.float16,
         name_batch=lambda batch: batch[1].tolist())
     return fitting.stem.eval()
@@ -141,6 +142,7 @@ def stem_effect(
 def pretrain(
     images,               # folder of images
     output,               # output folder
+    *,
     size:str='tiny',      # tiny, small, base or large: the encoder and decoder of that MIMDet
     steps:int=1000,       # iterations
     batch:int=64,         # images a step
@@ -170,16 +172,17 @@ def pretrain(
     mae, side = autoencoder(size, decoder_depth)
     model = Pretraining(mae, mask_ratio, seed).to(device)
     optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=(0.9, 0.95), fused=True)
-    crops = Crops(images, side, seed, least, memory_mb, device)
+    crops = Crops(images, side, seed=seed, least=least, memory_mb=memory_mb, device=device)
     workers = 0 if crops.pictures else workers_that_fit(workers, batch, side**2) # none for what is in memory
     loader = lambda done: _batches(crops, batch, done, steps, workers)
-    schedule = lr_schedule(optimizer, 'cosine', steps, warmup=warmup)
+    schedule = lr_schedule(optimizer, 'cosine', iterations=steps, warmup=warmup)
     identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
-    before = fit(model, optimizer, schedule, loader, steps, output, seed=seed,
+    before = fit(model, optimizer, schedule=schedule, loader=loader, iterations=steps, output_dir=output, seed=seed,
                  period=max(1, min(steps//5, 500)), log_period=max(20, steps//400), resume=resume, identity=identity,
                  scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
     stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
-    fitted = fit_stem(model, crops, f'{output}/stem', seed=seed, resume=resume, **stem) if stem['steps'] else None
+    fitted = fit_stem(model, crops, output=f'{output}/stem', seed=seed, resume=resume,
+                      **stem) if stem['steps'] else None
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
     save_weights(dict(model=mae_names(mae.state_dict()) | stem_names(fitted)), path)
     return dict(path=str(path), sha256=sha256(path), seconds=seconds, images_per_second=_rate(output, batch),
@@ -212,7 +215,8 @@ def autoencoder(
     whose decoder takes the first of its decoder's blocks."""
     depth, r = decoder_depth or _decoder_depth(size), _of_size(size)
     if depth < 1: raise MimdetError(f'{decoder_depth=}: an autoencoder needs a decoder of at least one block')
-    mae = MaskedAutoencoder(r.dim, r.depth, r.heads, r.decoder_dim, depth, r.decoder_heads, r.img_size)
+    mae = MaskedAutoencoder(r.dim, r.depth, heads=r.heads, decoder_dim=r.decoder_dim, decoder_depth=depth,
+                            decoder_heads=r.decoder_heads, img_size=r.img_size)
     return mae, r.img_size
 
 def _of_size(size):
@@ -298,8 +302,8 @@ def completed(
 def add_stem(
     source,               # a full MAE file under published or transformers' names; left as it is
     images,               # folder of images
-    output,               # output folder; gets mae_full.pth
     *,
+    output,               # output folder; gets mae_full.pth
     steps:int=1000,       # iterations
     batch:int=256,        # images a step
     least:float=0.2,      # smallest share of an image's area that a crop shows; 1: the whole of a square image
@@ -319,8 +323,8 @@ def add_stem(
         raise MimdetError(f'{path} is the file to start from: choose another output folder')
     device = pick_device(device)
     model = load_autoencoder(source).to(device)
-    crops = Crops(images, model.side, seed, least, memory_mb, device)
-    stem = fit_stem(model, crops, f'{output}/stem', steps=steps, batch=batch, seed=seed, resume=resume)
+    crops = Crops(images, model.side, seed=seed, least=least, memory_mb=memory_mb, device=device)
+    stem = fit_stem(model, crops, output=f'{output}/stem', steps=steps, batch=batch, seed=seed, resume=resume)
     autoencoder = {name: value for name, value in weights.items() if not name.startswith(STEM)}
     save_weights(dict(model=autoencoder | stem_names(stem)), path)
     new = range(steps*batch, (steps + 1)*batch)

@@ -116,8 +116,8 @@ def start_from(model, cfg)->list:
     "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
     if cfg.mae_checkpoint.path:
-        reports.append(load_mae(model.bottom_up, cfg.mae_checkpoint.path, partial,
-                                cfg.mae_checkpoint.parts, cfg.mae_checkpoint.stem))
+        reports.append(load_mae(model.bottom_up, cfg.mae_checkpoint.path, allow_partial=partial,
+                                parts=cfg.mae_checkpoint.parts, stem=cfg.mae_checkpoint.stem))
     if cfg.train.init_checkpoint: reports.append(load_detector(model, cfg.train.init_checkpoint, partial))
     return reports
 
@@ -129,7 +129,7 @@ def evaluation_hooks(
     "Evaluate on the validation set, if there is one: every `eval_period` steps, and at the end."
     if not info: return []
     def run():
-        row = evaluate(model, info, cfg.data)
+        row = evaluate(model, info, data=cfg.data)
         if comm.is_main_process(): print(format_rows([row]), flush=True)
         return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)}
                 for kind in ('bbox', 'segm') if kind in row}
@@ -192,17 +192,20 @@ def train(
     if comm.is_main_process() and reports: print(*reports, sep='\n', flush=True)
     optimizer = optimizer_for(model, cfg.optimizer)
     steps = cfg.schedule
-    schedule = lr_schedule(optimizer, steps.kind, steps.iterations, steps.milestones, steps.warmup, steps.warmup_factor)
+    schedule = lr_schedule(optimizer, steps.kind, iterations=steps.iterations, milestones=steps.milestones,
+                           warmup=steps.warmup, warmup_factor=steps.warmup_factor)
     mapper = TrainMapper(train_augmentation_of(cfg.data), info.masks)
     records = training_records(cfg.data, info)
     images = max(1, cfg.data.batch//(world*cfg.train.accumulate)) # in one forward pass
     workers = workers_that_fit(cfg.data.workers, images, math.prod(largest_image(cfg.data)))
     def loader(done):
-        return train_loader(records, mapper, cfg.data.batch, cfg.train.seed, stop=steps.iterations, start=done,
+        return train_loader(records, mapper, batch=cfg.data.batch, seed=cfg.train.seed, stop=steps.iterations,
+                            start=done,
                             rank=comm.get_rank(), world=world, accumulate=cfg.train.accumulate, workers=workers)
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
-    before = fit(model, optimizer, schedule, loader, steps.iterations, output, seed=cfg.train.seed,
+    before = fit(model, optimizer, schedule=schedule, loader=loader, iterations=steps.iterations, output_dir=output,
+                 seed=cfg.train.seed,
                  period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
                  resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes,
                  extra_hooks=[*average, *evaluation_hooks(cfg, final, val)], notes=_notes(cfg, changes, info, val),
@@ -266,6 +269,7 @@ def completed(
 def launch_training(
     cfg:DictConfig,           # as for `train`
     resume:bool=False,        # as for `train`
+    *,
     allow_changes:bool=False, # as for `train`
     eval_only:bool=False,     # train nothing; evaluate `train.init_checkpoint`, or the run in the output folder
     num_gpus:int=1,           # processes on this machine, one for each GPU
@@ -310,7 +314,7 @@ def _evaluate_only(cfg):
     info, device = validation_set(cfg), pick_device(cfg.train.device)
     model = build(cfg).to(device)
     report = load_detector(model, path, cfg.train.allow_partial)
-    row = evaluate(model, info, cfg.data)
+    row = evaluate(model, info, data=cfg.data)
     if comm.is_main_process(): print(report, f'precision: {row["precision"]}', format_rows([row]), sep='\n')
 
 def _worker(*arguments):

@@ -82,6 +82,7 @@ def _explain(report):
 def load_into(
     module,              # takes the weights, in place
     weights:dict,        # parameter name -> tensor
+    *,
     source,              # named in messages
     new=(),              # regular expressions of the module's names that the file need not have
     dropped=(),          # regular expressions of the file's names that are not taken
@@ -146,6 +147,7 @@ FITTED_STEM = "fitted to the autoencoder's patch tokens: ours, not the paper's"
 def load_mae(
     backbone,            # a `MIMDetBackbone`, a `BenchmarkingViT` or a `PatchifyBackbone`
     path,                # an MAE file under published, timm's or transformers' names; MIMDet needs a full one
+    *,
     allow_partial=False, # take a file of another kind too, and whatever fits
     parts:str='all',     # or 'encoder': leave MIMDet's decoder at random, on purpose; an encoder-only file will do
     stem:str='random',   # of MIMDet, as in the paper; 'fitted': the one in the file, where there is one
@@ -177,7 +179,8 @@ def load_mae(
         if model.design == 'patchify': new.append(UPSAMPLE)
         else: dropped.append(PATCHIFY)
         if alone: new, dropped = [*new, DECODER], [*dropped, DECODER]
-    report = load_into(backbone, weights, path, new, dropped, allow_partial, way_out)
+    report = load_into(backbone, weights, source=path, new=new, dropped=dropped, allow_partial=allow_partial,
+                       way_out=way_out)
     report.sha256, report.holds, report.stripped = sha256(path), str(found), stripped
     if alone: report.parts = 'the encoder alone; the decoder starts at random'
     if fitted: report.stem = FITTED_STEM
@@ -214,6 +217,6 @@ def load_detector(
             way_out = f'set the model to {found.classes} classes, or keep fresh predictors with --allow-partial'
             raise _mismatch(path, found, wanted, way_out)
     constants = [re.escape(k) for k in weights if k not in own and _matches(k, CONSTANTS)]
-    report = load_into(model, weights, path, CONSTANTS, constants, allow_partial)
+    report = load_into(model, weights, source=path, new=CONSTANTS, dropped=constants, allow_partial=allow_partial)
     report.sha256, report.holds, report.stripped = sha256(path), str(found), stripped
     return report
