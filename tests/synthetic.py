@@ -25,8 +25,8 @@ SIZE, TOKEN = 128, 16
 
 def record(kind, name, params, metrics, profile='quick', **extra):
     "A record as `make_record` makes it, with its provenance made up."
-    made = make_record(kind, profile, name=name, params=params, metrics=metrics, started=time.time(), dataset=DATASET,
-                       **extra) | FIXED
+    made = make_record(kind, profile, name=name, params=params, metrics=metrics, started=time.time(),
+                       dataset=DATASET, **extra) | FIXED
     return made | dict(sha256=fingerprint(made))
 
 def train(model, ratio=.5, seed=0, fill='mask_token', initialisation='mae', steps=400, **params):
@@ -159,7 +159,7 @@ def evaluated(model, ratio, seed, at_one, slope, probe, stem, samplings=(0, 1, 2
                       never=.35 - .1*r - .2*(1 - r), score_sd=.1*(1 - r) + .002*seed,
                       found_sd=.01*(1 - r))
                  for r in (.25, .5)]
-    return evaluate(model, rows, data=examples, seed, variance, agreement, ratio=ratio)
+    return evaluate(model, rows, examples, seed, variance, agreement, ratio=ratio)
 
 ABLATIONS = dict(
     no_vit=dict(ratio=None, fill=None, backbone='stem', decoder_depth=None, initialisation='random',

@@ -5,7 +5,7 @@ import numpy as np, papermill, pytest, torch
 from mimdet.training import cost
 from mimdet.base.core import MimdetError, write_json
 from mimdet.study.records import fingerprint, read_record
-from mimdet.measure.flops import PARTS, flops, known
+from mimdet.measure.flops import PARTS, flops, describe_setting
 from mimdet.recipes import parameter_count
 from conftest import ROOT
 from synthetic import record
@@ -180,10 +180,10 @@ def complete(mode):
     made = made_up(mode)
     for row in made['metrics']['rows']:
         parts = dict.fromkeys(PARTS, [.1]*3) | dict(encoder=[.4]*3, total=[1.]*3)
-        row |= dict(known(row['recipe'], row['ratio'], 800, 1216), mode=mode.split()[0],
+        row |= dict(describe_setting(row['recipe'], row['ratio'], 800, 1216), mode=mode.split()[0],
                     fvcore_flops=None, agreement=None)
         if 'error' not in row: row['part_seconds'] = parts
-    counted = known('mimdet_base_v1_sr0.5_3x', 1.)
+    counted = describe_setting('mimdet_base_v1_sr0.5_3x', 1.)
     agreement = dict(proposals=9, detections=9, counted=dict(total=10**12), formula=dict(total=10**12))
     made['metrics']['rows'].append(
         counted | dict(mode='analytic', batch=1, fvcore_flops=10**12, agreement=agreement))

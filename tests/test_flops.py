@@ -3,7 +3,7 @@ import subprocess, sys
 from dataclasses import replace
 import pytest
 from mimdet.base.core import MimdetError
-from mimdet.measure.flops import PARTS, flops, known
+from mimdet.measure.flops import PARTS, flops, describe_setting
 from mimdet.training.cost import agreement
 from mimdet.recipes import names, parameter_count, recipe
 from mimdet.registry import blocks_work
@@ -109,7 +109,7 @@ def test_fvcore_agrees_on_all_that_a_larger_recipe_has():
 # --- rows ---
 
 def test_known():
-    row = known(TINY, .25, 64, 96)
+    row = describe_setting(TINY, .25, 64, 96)
     assert row == dict(recipe=TINY, size='tiny', backbone='mimdet', ratio=.25, height=64, width=96,
                        tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, height=64, width=96))
-    assert known('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050 and known(BASELINE, .25)['ratio'] == 1.
+    assert describe_setting('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050 and describe_setting(BASELINE, .25)['ratio'] == 1.

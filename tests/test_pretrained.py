@@ -441,7 +441,7 @@ def test_names_agree_with_the_other_rule():
 def test_sizes_are_the_recipes():
     for name, size in SIZES.items():
         r = config(f'mimdet_{name}_v1_sr0.5_3x').model.backbone.bottom_up
-        assert names.SIZES[r.dim, r.depth] == name
+        assert names.SIZE_OF_SHAPE[r.dim, r.depth] == name
 
 # --- wrong pairings ---
 

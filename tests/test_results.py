@@ -17,7 +17,7 @@ from mimdet.study.tables import (ablation_table, ensemble_table, main_table, pub
 from mimdet.study.pages import caption, digest, escape, latex, markdown, read_digest, save_table, write_table
 from mimdet.study.cost import cost_of
 from mimdet.study.encoder import encoder_use, ordered
-from mimdet.study.records import load, models, runs_frame, select
+from mimdet.study.records import load, models, runs_frame, records_of_models
 from mimdet.study.statistics import spread
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene,
                        study, train, write)
@@ -41,7 +41,7 @@ COCO = dict(dataset=dict(name='coco_2017_val', images=dict(train=117266, val=500
 def drawn(name, records=None):
     "A figure of the made-up study."
     records, chosen = records or STUDY, RECORDS[name]
-    return getattr(plots, name)(select(records, chosen[0], chosen[1]) if chosen else records)
+    return getattr(plots, name)(records_of_models(records, chosen[0], chosen[1]) if chosen else records)
 
 def only(records):
     "The one row of the table of records of one model."
@@ -293,7 +293,7 @@ def test_digest_knows_results_and_not_the_clock():
 # --- files ---
 
 def tables(records, folder):
-    chosen = select(records, RATIO_ROWS)
+    chosen = records_of_models(records, RATIO_ROWS)
     sections = [('Encoder', encoder_use(records, RATIO_ROWS).page, 'note')]
     save_table(ratio_table(records, RATIO_ROWS), folder/'t', records=chosen, note='A note.', more=sections)
     return [(folder/f't.{kind}').read_bytes() for kind in ('csv', 'md', 'tex')]
@@ -320,7 +320,7 @@ def test_tables_hold_the_cells(tmp_path):
     assert cell['sd'] == pytest.approx(.2828)
     assert '38.6 ± 0.3 / 31.7 ± 0.2 (n=2)' in md and '## Encoder' in md
     of_page = read_digest(tmp_path/'t.md')
-    assert of_page == read_digest(tmp_path/'t.tex') == digest(select(STUDY, RATIO_ROWS))
+    assert of_page == read_digest(tmp_path/'t.tex') == digest(records_of_models(STUDY, RATIO_ROWS))
     assert read_digest(tmp_path/'t.csv') is None
     assert r'38.6~$\pm$~0.3' in tex and r'\_' in tex
     assert r'\label{tab:t}' in tex and r'\label{tab:t-2}' in tex
@@ -444,20 +444,20 @@ def test_figures_of_nothing_found(ap, strict):
     for name in FIGURES[:5]: getattr(plots, name)([train('a'), evaluate('a', rows), cost()])
 
 def test_figures_of_a_model_that_samples_nothing(strict):
-    records = select(STUDY, ['benchmarking', 'no_vit', 'v1_sr0.5'], ('cost',))
+    records = records_of_models(STUDY, ['benchmarking', 'no_vit', 'v1_sr0.5'], ('cost',))
     for name in FIGURES[:6]: getattr(plots, name)(records)
 
 def test_figures_of_many_models(strict):
     "More models than colours: dashes tell them apart."
     records = [r for i in range(9) for r in (train(f'm{i}', i/10 + .1),
                                              evaluated(f'm{i}', i/10 + .1, 0, 30 + i, 3, 20, 15))]
-    looks = plots.looks(ordered(records))
+    looks = plots.line_styles(ordered(records))
     assert len({(look['color'], look['linestyle']) for look in looks.values()}) == 9
     for name in FIGURES[:6]: getattr(plots, name)(records)
 
 def test_every_line_has_the_colour_of_its_model():
-    records = select(STUDY, RATIO_ROWS, ('cost',))
-    looks = plots.looks(ordered(records))
+    records = records_of_models(STUDY, RATIO_ROWS, ('cost',))
+    looks = plots.line_styles(ordered(records))
     for name in ('ap_over_ratio', 'ap_over_cost', 'ap_by_size'):
         handles, labels = getattr(plots, name)(records).axes[0].get_legend_handles_labels()
         lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
@@ -475,7 +475,7 @@ def test_points_stand_at_their_values():
 def test_captions_tell_models_apart():
     names = captions_of(ordered(STUDY))
     assert len({*names.values()}) == len(names) and names['benchmarking'] == 'benchmarking'
-    assert captions_of(ordered(select(STUDY, RATIO_ROWS)))['v1_sr0.5'] == 'trained at 50%'
+    assert captions_of(ordered(records_of_models(STUDY, RATIO_ROWS)))['v1_sr0.5'] == 'trained at 50%'
 
 def test_sampled_view_shows_the_kept_tokens_alone():
     image, _ = scene(0)
@@ -543,7 +543,7 @@ def test_selection_goes_with_the_weights():
         train('b'),
         cost(),
     ]
-    chosen = [r['name'] for r in select(records, ['a'], ('pretrain', 'cost'))]
+    chosen = [r['name'] for r in records_of_models(records, ['a'], ('pretrain', 'cost'))]
     assert chosen == ['train_a_seed0', 'evaluate_a_seed0', 'pretrain_tiny', 'cost']
 
 def test_records_from_before_a_study():

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat, yaml
 from mimdet.base.core import MimdetError
 from mimdet.study.records import read_record, load
-from mimdet.study.pages import took
+from mimdet.study.pages import time_taken
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = (r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|'
@@ -59,7 +59,7 @@ def value(entry):
     runs = ROOT/'results'/'runs'
     try:
         if 'table' in entry: found = cell(entry)
-        elif 'took' in entry: found = took(load(entry['took'], runs))[entry['key']]
+        elif 'took' in entry: found = time_taken(load(entry['took'], runs))[entry['key']]
         else:
             record = read_record(runs/f'{entry["record"]}.json')
             found = reduce(getitem, entry['field'], record)*entry.get('times', 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 from mimdet.base.core import MimdetError, complaining, hardware
 from mimdet.study.records import read_record, run_seconds
 from mimdet.study.plan import AUTHORS, OVERHEAD, RATES, disk, estimate, gpu_hours, gpu_rates
-from mimdet.study.plan import probe, rates_before, schedule, work
-from mimdet.study.jobs import asked, inputs, missing, read_study, recorded, targets
+from mimdet.study.plan import machine_speed, rates_before, schedule, multiply_adds
+from mimdet.study.jobs import asked, inputs, missing_files, read_study, recorded, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
@@ -99,7 +99,7 @@ def needs(study, left, hours):
         total = sum(hours[n] for n in rows)
         print(f"  the paper's own rows alone (TARGET=table1): {len(models)} models, about {total:.3g} GPU hours")
     for gpu, rate in gpu_rates(ROOT).items():
-        def on_gpu(names): return sum(work(study, study.jobs[n]) for n in names)/rate/3600
+        def on_gpu(names): return sum(multiply_adds(study, study.jobs[n]) for n in names)/rate/3600
         alone = f", {on_gpu(rows):.3g} for the paper's own rows" if rows else ''
         print(f'  on {gpu}: about {on_gpu(hours):.3g} GPU hours{alone}')
     kept, running = disk(study, left)
@@ -131,7 +131,7 @@ def plan(study, left, cores, elsewhere):
         return seconds, sum(seconds.values())
     rates = rates_before(study, known)
     probed = not {RATES[study.jobs[n].kind] for n in heavy if n not in known} <= {*rates}
-    if probed: rates = probe(study)
+    if probed: rates = machine_speed(study)
     seconds = estimate(study, left, rates, known)
     wall = schedule(study, seconds, cores)
     how = 'by what was done before on such a machine'
@@ -212,7 +212,7 @@ def complain(study, absent):
 def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
     needed, elsewhere = asked(study, target), any(option.startswith(ELSEWHERE) for option in options)
-    absent, call = missing(study, needed), (target, cores, *options)
+    absent, call = missing_files(study, needed), (target, cores, *options)
     if absent and not dry: complain(study, absent)
     left = needed if absent else waiting(study, *call)
     taken = [] if ANEW in options else sorted(recorded(study, ROOT))

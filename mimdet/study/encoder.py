@@ -8,7 +8,7 @@ __all__ = ['RATIOS', 'PROBE_RATIO', 'PROBES', 'LABELS', 'c4_shares', 'diagnostic
 # %% ../../nbs/study/07_encoder.ipynb #84b1b0f9d5
 from ..registry import BACKBONES
 from .pages import NO_VALUE, Table, make_table
-from .records import Model, model_name, models, of_kind, select
+from .records import Model, model_name, models, of_kind, records_of_models
 from .statistics import aps, change, over_runs, summary
 
 # %% ../../nbs/study/07_encoder.ipynb #48-d2b93f00
@@ -52,10 +52,10 @@ def ordered(records, rows=())->list:
 # %% ../../nbs/study/07_encoder.ipynb #53-36d71684
 def encoder_use(
     records,
-    rows=(), # as for `select`
+    rows=(), # as for `records_of_models`
 )->Table:
     "One row per model: box AP at the training ratio, the probes, and what is lost in them."
-    chosen = select(records, rows)
+    chosen = records_of_models(records, rows)
     found, shares = summary(chosen), c4_shares(chosen)
     def row(m):
         own = (aps(found, m.key, m.ratio) or {}).get('box')

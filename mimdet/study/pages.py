@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS', 'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER',
-           'HOW_SAMPLING_SPREAD', 'HOW_COST', 'HOW_BENCH', 'SPECIAL', 'LINE', 'number', 'cell', 'Table', 'make_table',
-           'with_cells_of', 'digest', 'made_from', 'named', 'read_digest', 'read_names', 'caption', 'source_line',
-           'took', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
+           'HOW_SAMPLING_SPREAD', 'HOW_COST', 'HOW_BENCH', 'plain_number', 'cell', 'Table', 'make_table',
+           'with_cells_of', 'digest', 'made_from', 'record_names', 'read_digest', 'read_names', 'caption',
+           'source_line', 'time_taken', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
 
 # %% ../../nbs/study/06_pages.ipynb #f356b40a37
 import hashlib, json, re, tempfile
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..base.core import atomic_path, write_text
-from .records import field, machine, models, of_kind, run_seconds
+from .records import value_at, machine, models, of_kind, run_seconds
 
 # %% ../../nbs/study/06_pages.ipynb #36-c85e661e
 NOT_RUN, NO_VALUE, UNPUBLISHED = 'not run', 'n/a', 'n/a (paper)'
 
-def number(mean, digits:int=1, **more)->dict:
+def plain_number(mean, digits:int=1, **more)->dict:
     "A number of no training: a published one, a count."
     return None if mean is None else dict(mean=mean, sd=None, n=None, digits=digits) | more
 
@@ -99,7 +99,7 @@ def made_from(records)->str:
     "The words by which `read_digest` knows a digest."
     return f'Made from records {digest(records)}.'
 
-def named(records)->str:
+def record_names(records)->str:
     "The words by which `read_names` knows the records."
     return f'records: {", ".join(sorted(r["name"] for r in records))};'
 
@@ -123,9 +123,9 @@ def caption(
     train, evaluate = of_kind(records, 'train'), of_kind(records, 'evaluate')
     data = next((r['dataset'] for r in evaluate + train + list(records)), {})
     told = 'recipe', 'iterations', 'batch'
-    def recipe(r): return '{} ({} iterations of batch {})'.format(*(field(r, 'params', k) for k in told))
+    def recipe(r): return '{} ({} iterations of batch {})'.format(*(value_at(r, 'params', k) for k in told))
     recipes = _join(recipe(r) for r in train)
-    sampling = _join(row['seed'] for r in evaluate for row in field(r, 'metrics', 'rows'))
+    sampling = _join(row['seed'] for r in evaluate for row in value_at(r, 'metrics', 'rows'))
     parts = [
         what,
         f'Profile {records[0]["profile"]}; data set {_data_text(data)}.',
@@ -169,7 +169,7 @@ def _commits(records):
 # %% ../../nbs/study/06_pages.ipynb #80f0e5a001
 def _start(record): return datetime.fromisoformat(record['date']) - timedelta(seconds=record['wall_seconds'])
 
-def took(records)->dict:
+def time_taken(records)->dict:
     """Minutes in which runs were under way, the machine, and the memory of its largest run in GB.
     When the earlier parts of resumed runs were is not known: they count as if each had been alone."""
     seconds, reached = sum(run_seconds(r) - r['wall_seconds'] for r in records), None
@@ -238,22 +238,22 @@ def write_table(
     frames = [(page, caption, label)]
     frames += [(frame, f'{heading}: {note}', f'{label}-{i}') for i, (heading, frame, note) in enumerate(more, 2)]
     with atomic_path(paths[0]) as part: table.to_csv(part, index=False, lineterminator='\n', encoding='utf-8')
-    write_text(paths[1], '\n'.join(sections) + (f'\n<!-- {named(records)} -->\n' if records else ''))
-    origin = f'% {named(records)}\n' if records else ''
+    write_text(paths[1], '\n'.join(sections) + (f'\n<!-- {record_names(records)} -->\n' if records else ''))
+    origin = f'% {record_names(records)}\n' if records else ''
     write_text(paths[2], origin + '\n'.join(latex(*frame) for frame in frames))
     return paths
 
 # %% ../../nbs/study/06_pages.ipynb #87-4c10bc17
-SPECIAL = {
+_SPECIAL = {
     '\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '–': '--', '<': '$<$', '>': '$>$',
     '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '_%&#${}'}
 
 def escape(text)->str:
     "Text in which LaTeX sees no command."
-    return ''.join(SPECIAL.get(c, c) for c in str(text))
+    return ''.join(_SPECIAL.get(c, c) for c in str(text))
 
 # %% ../../nbs/study/06_pages.ipynb #87f0e5a001
-LINE = 80 # characters across a page
+_LINE = 80 # characters across a page
 
 def latex(
     table,       # a data frame of text
@@ -263,7 +263,7 @@ def latex(
     "A data frame as a LaTeX table; if it is wider than a page, on pages turned by 90 degrees, with wrapped cells."
     columns = [[str(name), *table[name].map(str)] for name in table]
     said = dict(index=False, caption=escape(caption), label=f'tab:{label}')
-    if sum(2 + max(map(len, cells)) for cells in columns) > LINE: return _sideways(table, columns, said)
+    if sum(2 + max(map(len, cells)) for cells in columns) > _LINE: return _sideways(table, columns, said)
     text = table.rename(columns=escape).map(escape).to_latex(position='htbp', **said)
     return text.replace('\\begin{table}[htbp]\n', '\\begin{table}[htbp]\n\\centering\n')
 

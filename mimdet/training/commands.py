@@ -275,7 +275,7 @@ def mimdet_evaluate(
     from mimdet.data.datasets import parse_dataset, register
     from mimdet.measure.evaluate import check_classes, evaluate, format_rows
     from mimdet.weights.models import load_model
-    from mimdet.training.train import tell
+    from mimdet.training.train import print_dataset
     ratios = _parse_ratios(ratio)
     if limit < 0: raise MimdetError(f'--limit {limit} is negative')
     cfg, model, report = load_model(run, weights, device)
@@ -284,7 +284,7 @@ def mimdet_evaluate(
     dataset = dataset or cfg.data.val
     if not dataset: raise MimdetError(f'{run} names no validation set: give --dataset annotations.json:images/')
     info = register(f'evaluate:{dataset}', *parse_dataset(dataset), strict=strict)
-    tell(info)
+    print_dataset(info)
     check_classes(cfg, info)
     rows = []
     for r in ratios:
