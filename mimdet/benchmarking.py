@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_windows', 'from_windows', 'bias_of_pairs', 'RelativePositionBias', 'attend_in_windows', 'WindowBlock',
-           'init_weights', 'BenchmarkingViT']
+           'init_benchmarking', 'BenchmarkingViT']
 
 # %% ../nbs/method/06_benchmarking.ipynb #02-81e4299f
 import math
@@ -84,7 +84,7 @@ class WindowBlock(Block):
 
 # %% ../nbs/method/06_benchmarking.ipynb #23-53cb181c
 @torch.no_grad()
-def init_weights(model):
+def init_benchmarking(model):
     "Initialise a `BenchmarkingViT` in place."
     for part in model.modules():
         if isinstance(part, nn.Linear): nn.init.trunc_normal_(part.weight, std=0.02, a=-0.02, b=0.02)
@@ -126,7 +126,7 @@ class BenchmarkingViT(Pyramid):
         def upsampling(): return nn.ConvTranspose2d(dim, dim, 2, stride=2)
         twice = nn.Sequential(upsampling(), GroupNorm(32, dim), nn.GELU(), upsampling())
         self.ms_adaptor = nn.ModuleList([twice, upsampling(), nn.Identity(), nn.MaxPool2d(2)])
-        init_weights(self)
+        init_benchmarking(self)
 
     def parts(self): return dict(stem=[self.patch_embed], encoder=[*self.blocks], decoder=[])
 

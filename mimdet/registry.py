@@ -144,6 +144,8 @@ class Kind:
     fixed:dict=field(default_factory=dict) # more arguments
     channels:object=_mimdet_channels # recipe -> channels of c2 to c5
     rates:str='mimdet' # learning-rate groups: a configuration's `optimizer.groups`
+    mae:tuple=('encoder', 'decoder') # parts of a masked autoencoder that it can start from
+    conv_stem:bool=True # do convolutions make its tokens?
     notes:tuple=()     # how its code differs from the paper's
 
     @property
@@ -167,13 +169,14 @@ BACKBONES = dict( # what a recipe's `backbone` stands for
         target='mimdet.benchmarking.BenchmarkingViT', label='baseline (windowed ViT)',
         arguments=dict(window_size='window', train_positions='train_positions') | _VIT,
         work=_benchmarking_work, weights=_benchmarking_weights, channels=lambda r: [r.dim]*4,
-        signs=dict(benchmarking=('the benchmarking baseline', 'ms_adaptor')), rates='benchmarking'),
+        signs=dict(benchmarking=('the benchmarking baseline', 'ms_adaptor')), rates='benchmarking',
+        mae=('encoder',), conv_stem=False),
     stem=Kind( # MIMDet without its transformer
         target='mimdet.ablations.StemBackbone', label='without ViT', fixed=dict(norm_eps=1e-5),
         arguments=_same('dim', 'decoder_dim'), work=_stem_alone_work, weights=_stem_alone_weights,
-        signs=dict(stem=('MIMDet without its ViT', 'conv_feat_proj'))),
+        signs=dict(stem=('MIMDet without its ViT', 'conv_feat_proj')), mae=()),
     patchify=Kind( # MIMDet with MAE's 16x16 patches in the stem's place
         target='mimdet.ablations.PatchifyBackbone', label='{}, 16x16 patches', fixed=dict(norm_eps=1e-5),
         arguments=_MIMDET, work=_patchify_work, weights=_patchify_weights,
-        signs=dict(patchify=('MIMDet on 16x16 patches', 'upsample'))),
+        signs=dict(patchify=('MIMDet on 16x16 patches', 'upsample')), conv_stem=False),
 )

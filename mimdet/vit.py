@@ -325,6 +325,7 @@ class MaskedAutoencoder(nn.Module):
     def forward(self,
         images,               # (B, 3, H, W)
         noise,                # (B, N): the patches with the least are seen
+        *,
         mask_ratio:float=.75, # share of hidden patches
         normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are normalised
         tokens=None,          # (B, N, dim) of all patches; None: by the encoder's own embedding

@@ -112,4 +112,5 @@ def test_known():
     row = describe_setting(TINY, .25, 64, 96)
     assert row == dict(recipe=TINY, size='tiny', backbone='mimdet', ratio=.25, height=64, width=96,
                        tokens=6, parameters=parameter_count(TINY), flops=flops(TINY, .25, height=64, width=96))
-    assert describe_setting('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050 and describe_setting(BASELINE, .25)['ratio'] == 1.
+    assert describe_setting('mimdet_base_v1_sr0.25_3x')['tokens'] == 1050
+    assert describe_setting(BASELINE, .25)['ratio'] == 1.

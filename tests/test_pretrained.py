@@ -479,12 +479,12 @@ def test_wrong_mae(given, wanted, meta_file):
     for part in says: assert part in message
 
 WRONG_DETECTOR = {
-    (('v1', 'large'), ('v1', 'base')): 'choose a recipe mimdet_large_v1_*',
-    (('v1', 'base'), ('v1', 'large')): 'choose a recipe mimdet_base_v1_*',
-    (('v1', 'base'), ('v2', 'base')): 'choose a recipe mimdet_base_v1_*',
-    (('v2', 'base'), ('v1', 'base')): 'choose a recipe mimdet_base_v2_*',
-    (('benchmarking', 'base'), ('v1', 'base')): 'choose a recipe benchmarking_base_*',
-    (('v2', 'base'), ('benchmarking', 'base')): 'choose a recipe mimdet_base_v2_*',
+    (('v1', 'large'), ('v1', 'base')): 'recipes that fit: mimdet_large_v1_sr0.5_3x',
+    (('v1', 'base'), ('v1', 'large')): 'recipes that fit: mimdet_base_v1_sr0.25_3x, ',
+    (('v1', 'base'), ('v2', 'base')): 'recipes that fit: mimdet_base_v1_sr0.25_3x, ',
+    (('v2', 'base'), ('v1', 'base')): 'recipes that fit: mimdet_base_v2_sr0.5_3x',
+    (('benchmarking', 'base'), ('v1', 'base')): 'recipes that fit: benchmarking_base_25ep, ',
+    (('v2', 'base'), ('benchmarking', 'base')): 'recipes that fit: mimdet_base_v2_sr0.5_3x',
 }
 
 @pytest.mark.parametrize('given, wanted', WRONG_DETECTOR)

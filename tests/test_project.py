@@ -2,6 +2,7 @@
 and the tools do what they say."""
 import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, socket, subprocess, sys, time, tomllib
 import urllib.error, urllib.request
+from collections import Counter
 from pathlib import Path
 import nbformat, pytest
 import mimdet
@@ -312,3 +313,25 @@ def test_lines_are_short(folder):
     lines = [(path, line) for path in files for line in code_of(path)]
     long = [f'{path.relative_to(ROOT)}: {line.strip()[:60]}' for path, line in lines if len(line) > 120]
     assert not long, f'{len(long)} lines of more than 120 characters, the first: {long[:3]}'
+
+# --- names and signatures ---
+
+def trees(): return {name: ast.parse((ROOT/'mimdet'/(name.replace('.', '/') + '.py')).read_text()) for name in MODULES}
+
+def test_a_public_name_stands_for_one_thing():
+    defined = [node.name for tree in trees().values() for node in tree.body
+               if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_')]
+    assert sorted(name for name, count in Counter(defined).items() if count > 1) == []
+
+DETECTRON2S = {'find_top_rpn_proposals', 'losses', 'fast_rcnn_inference'} # which calls them by position
+
+def test_many_parameters_are_given_by_name():
+    "Of five or more, all from the third on."
+    unnamed = []
+    for name, tree in trees().items():
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            if node.name in DETECTRON2S or node.name.startswith('_') and node.name != '__init__': continue
+            by_position = [a for a in node.args.args if a.arg not in ('self', 'cls')]
+            many = len(by_position) + len(node.args.kwonlyargs) >= 5
+            if many and len(by_position) > 2: unnamed.append(f'{name}.{node.name}')
+    assert unnamed == []

@@ -295,7 +295,7 @@ def test_digest_knows_results_and_not_the_clock():
 def tables(records, folder):
     chosen = records_of_models(records, RATIO_ROWS)
     sections = [('Encoder', encoder_use(records, RATIO_ROWS).page, 'note')]
-    save_table(ratio_table(records, RATIO_ROWS), folder/'t', records=chosen, note='A note.', more=sections)
+    save_table(ratio_table(records, RATIO_ROWS), 't', records=chosen, note='A note.', more=sections, out=folder)
     return [(folder/f't.{kind}').read_bytes() for kind in ('csv', 'md', 'tex')]
 
 def test_tables_are_the_same_bytes_twice(tmp_path):
@@ -375,7 +375,7 @@ import matplotlib
 matplotlib.use('Agg')
 import mimdet.study.figures as p
 from test_results import FIGURES, STUDY, drawn
-for f in FIGURES: p.save_figure(drawn(f), Path(sys.argv[1])/f, STUDY)'''
+for f in FIGURES: p.save_figure(drawn(f), f, records=STUDY, out=sys.argv[1])'''
 
 def test_figures_are_the_same_bytes_in_two_processes(tmp_path):
     for name, seed in (('a', '1'), ('b', '2')):
@@ -387,7 +387,7 @@ def test_figures_are_the_same_bytes_in_two_processes(tmp_path):
     assert {read_digest(p) for p in (tmp_path/'a').iterdir()} == {digest(STUDY)}
 
 def test_a_figure_without_records_has_no_digest(tmp_path):
-    save_figure(plt.figure(), tmp_path/'f')
+    save_figure(plt.figure(), 'f', out=tmp_path)
     assert [read_digest(tmp_path/f'f.{kind}') for kind in ('png', 'svg')] == [None, None]
 
 # --- figures ---
@@ -402,7 +402,7 @@ def strict():
 
 @pytest.mark.parametrize('name', FIGURES)
 def test_figures_draw_without_warnings(name, tmp_path, strict):
-    save_figure(drawn(name), tmp_path/'figure')
+    save_figure(drawn(name), 'figure', out=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['figure.png', 'figure.svg']
 
 @pytest.mark.parametrize('name', FIGURES)

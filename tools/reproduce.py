@@ -7,10 +7,8 @@ A run that fails does not stop the others; at the end it is named with its log."
 import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
-from mimdet.base.core import MimdetError, complaining, hardware
-from mimdet.study.records import read_record, run_seconds
-from mimdet.study.plan import AUTHORS, OVERHEAD, RATES, disk, estimate, gpu_hours, gpu_rates
-from mimdet.study.plan import machine_speed, rates_before, schedule, multiply_adds
+from mimdet.base.core import MimdetError, complaining
+from mimdet.study.plan import gpu_hours, gpu_limits, plan, span, to_go
 from mimdet.study.jobs import asked, inputs, missing_files, read_study, recorded, targets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,21 +38,14 @@ def visible_gpus():
     lines = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout.splitlines()
     return [str(k) for k in range(sum(line.startswith('GPU ') for line in lines))]
 
-def on_this_machine(study, names):
-    "Options and environment that share out the GPUs among runs. Raises `MimdetError` if one needs more than there are."
-    there = visible_gpus()
-    for job in (study.jobs[n] for n in names):
-        if job.gpus > max(1, len(there)):
-            raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and this machine has {len(there)}: '
-                              f'set train.common.gpus in profiles/{study.profile}.yaml, '
-                              'or run it on a cluster (profiles/slurm)')
-    if not there: return [], {}
-    at_once = study.gpu_share if MPS else min(study.gpu_share, WITHOUT_MPS)
-    limits = ['--resources', f'gpu_places={len(there)*study.gpu_share}', f'gpu_runs={len(there)*at_once}']
-    return limits, dict(MIMDET_GPUS=','.join(there))
-
 MPS = shutil.which('nvidia-cuda-mps-control')
-WITHOUT_MPS = 3 # runs that share a GPU where they have to take turns on it
+
+def on_this_machine(study, names):
+    "Options and environment by which the jobs share the GPUs."
+    there = visible_gpus()
+    limits = gpu_limits(study, names, len(there), mps=bool(MPS))
+    options = ['--resources', *(f'{name}={count}' for name, count in limits.items())] if limits else []
+    return options, dict(MIMDET_GPUS=','.join(there)) if there else {}
 
 @contextmanager
 def sharing(study, on_gpus):
@@ -77,72 +68,6 @@ def waiting(study, *call):
     if done.returncode: sys.exit(done.stderr.strip() or done.stdout.strip())
     listed = re.findall(r'^(\S+) +1$', done.stdout + done.stderr, re.M)
     return [name for name in study.jobs if name in listed]
-
-def took_before(study):
-    "Seconds of the jobs whose records come from a machine like this one."
-    found, here = {}, hardware()
-    for name, job in study.jobs.items():
-        try: record = read_record(ROOT/job.record) if job.record else None
-        except MimdetError: continue
-        if not record or 'gpu' in record['hardware']: continue
-        if all(record['hardware'].get(k) == here[k] for k in ('cpu', 'cores')):
-            found[name] = run_seconds(record) + 4
-    return found
-
-def span(seconds): return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
-
-def needs(study, left, hours):
-    "Tell what the paper's own rows take, what a GPU of today would need, and how much disk and memory."
-    rows = [n for n in asked(study, 'table1') if n in hours] if 'table1' in targets(study) else []
-    if rows:
-        models = {study.jobs[n].parameters['model'] for n in rows if study.jobs[n].kind == 'train'}
-        total = sum(hours[n] for n in rows)
-        print(f"  the paper's own rows alone (TARGET=table1): {len(models)} models, about {total:.3g} GPU hours")
-    for gpu, rate in gpu_rates(ROOT).items():
-        def on_gpu(names): return sum(multiply_adds(study, study.jobs[n]) for n in names)/rate/3600
-        alone = f", {on_gpu(rows):.3g} for the paper's own rows" if rows else ''
-        print(f'  on {gpu}: about {on_gpu(hours):.3g} GPU hours{alone}')
-    kept, running = disk(study, left)
-    print(f'  disk: {kept/1e9:.3g} GB of weights stay; '
-          f'the largest training writes {running/1e9:.3g} GB more while it runs')
-    largest = {n: memory(study, n) for n in left if study.jobs[n].kind == 'train'}
-    if largest:
-        name = max(largest, key=largest.get)
-        print(f'  memory: about {largest[name]/1e9:.0f} GB on each GPU for {name}, estimated; '
-              'where it does not fit, activations are computed twice')
-
-def memory(study, name):
-    "Bytes that a training takes on each of its GPUs."
-    from mimdet.recipes import parameters, to_config # torch takes seconds
-    from mimdet.training.train import training_memory
-    job, r = study.jobs[name], study.models[study.jobs[name].parameters['model']]['built']
-    return training_memory(to_config(r), max(1, r.batch//max(1, job.gpus)), sum(parameters(r).values()))
-
-def plan(study, left, cores, elsewhere):
-    "Tell what is ahead; returns the seconds that each job will take, and those until all are done."
-    known, heavy = took_before(study), [n for n in left if study.jobs[n].kind in RATES]
-    ahead = f'profile {study.profile}: {len(left)} of {len(study.jobs)} jobs to do, about'
-    if elsewhere or any(study.jobs[n].gpus > 1 for n in left):
-        hours = {n: gpu_hours(study, study.jobs[n]) for n in heavy}
-        print(f'{ahead} {sum(hours.values()):.3g} GPU hours, if the GPUs are like those of the authors '
-              f'({AUTHORS["source"]}: {AUTHORS["gpu_hours"]} for {AUTHORS["recipe"]})')
-        needs(study, left, hours)
-        seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in left}
-        return seconds, sum(seconds.values())
-    rates = rates_before(study, known)
-    probed = not {RATES[study.jobs[n].kind] for n in heavy if n not in known} <= {*rates}
-    if probed: rates = machine_speed(study)
-    seconds = estimate(study, left, rates, known)
-    wall = schedule(study, seconds, cores)
-    how = 'by what was done before on such a machine'
-    if probed:
-        training, inference = (rates[kind]/1e9 for kind in ('train', 'forward'))
-        how = f'by a probe: {training:.3g} (training) and {inference:.3g} (inference) giga multiply-adds a second'
-    print(f'{ahead} {span(wall)} on {cores} cores, {how}', flush=True)
-    for kind in dict.fromkeys(study.jobs[n].kind for n in left):
-        ours = [seconds[n] for n in left if study.jobs[n].kind == kind]
-        print(f'  {kind:10}{len(ours):4} jobs, {span(sum(ours))} one after the other', flush=True)
-    return seconds, wall
 
 def size(path, made):
     "How large a file is, or who makes it."
@@ -170,13 +95,12 @@ def tell(study, names):
 
 class Progress(threading.Thread):
     "Tells each time a job is done how many are left, and for how long at the pace so far."
-    def __init__(self, study, seconds, wall):
+    def __init__(self, study, ahead):
         super().__init__(daemon=True)
-        self.study, self.seconds, self.wall = study, seconds, wall
-        self.started, self.over = time.time(), threading.Event()
+        self.study, self.ahead, self.started, self.over = study, ahead, time.time(), threading.Event()
 
     def done(self):
-        files = {n: ROOT/self.study.jobs[n].executed for n in self.seconds}
+        files = {n: ROOT/self.study.jobs[n].executed for n in self.ahead.seconds}
         return [n for n, file in files.items() if file.exists() and file.stat().st_mtime >= self.started]
 
     def run(self):
@@ -184,11 +108,8 @@ class Progress(threading.Thread):
         while not self.over.wait(2):
             if len(done := self.done()) == len(told): continue
             told, gone = done, time.time() - self.started
-            share = sum(self.seconds[n] for n in done)/sum(self.seconds.values())
-            # gone/share and what was planned, weighted: the pace so far is trusted the more, the more is done
-            whole = gone + (1 - share)*self.wall
-            counts, ahead = f'{len(done)} of {len(self.seconds)} jobs done', span((1 - share)*whole)
-            print(f'[{counts}, {span(gone)} gone, about {ahead} to go]', flush=True)
+            counts, left = f'{len(done)} of {len(self.ahead.seconds)} jobs done', to_go(self.ahead, done, gone)
+            print(f'[{counts}, {span(gone)} gone, about {span(left)} to go]', flush=True)
 
 def failures(study, left, since):
     "Where the logs of the runs that failed are."
@@ -221,11 +142,13 @@ def main(profile, target, cores, dry, options, lock):
               f'({ANEW} runs them again)')
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
-    seconds, wall = plan(study, left, os.cpu_count() if cores == 'all' else int(cores), elsewhere)
+    ahead = plan(study, left, cores=os.cpu_count() if cores == 'all' else int(cores), root=ROOT,
+                 on_gpus=elsewhere or any(study.jobs[n].gpus > 1 for n in left))
+    print(*ahead.lines, sep='\n', flush=True)
     if absent: complain(study, absent)
     if dry: return
     limits, environment = ([], {}) if elsewhere else on_this_machine(study, left)
-    progress = Progress(study, seconds, wall)
+    progress = Progress(study, ahead)
     with sharing(study, environment) as shared:
         environment = os.environ | KEEP_MEMORY | environment | shared
         running = subprocess.Popen(
@@ -238,7 +161,7 @@ def main(profile, target, cores, dry, options, lock):
             sys.exit('interrupted: call again to go on')
         progress.over.set()
     took = span(time.time() - progress.started)
-    print(f'{len(progress.done())} of {len(left)} jobs done in {took} (estimated: {span(wall)})')
+    print(f'{len(progress.done())} of {len(left)} jobs done in {took} (estimated: {span(ahead.wall)})')
     for name, log in failures(study, left, progress.started).items():
         print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
     if code:

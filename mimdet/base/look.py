@@ -115,7 +115,7 @@ def _label_size(ax, image, label, fontsize):
 
 def label_place(box, size, shape, placed):
     "Where a label covers no other, if there is such a place: above its box, within it, below it. Adds it to `placed`."
-    (x, y, w, h), (width, height) = box, size
+    (x, y, _, h), (width, height) = box, size
     x = max(0, min(x, shape[1] - width))
     def free(top):
         covers = any(abs(x + width/2 - a) < (width + b)/2 and abs(top - c) < height for a, b, c in placed)
@@ -129,6 +129,7 @@ def label_place(box, size, shape, placed):
 def draw_objects(
     ax,      # matplotlib axes
     image,   # (H, W, 3) uint8
+    *,
     objects, # dicts with category, bbox, segmentation and, for predictions, score
     colours, # category name -> colour
     fontsize=6,

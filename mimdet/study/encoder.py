@@ -36,7 +36,7 @@ def diagnostics(
     box = lambda *setting: (aps(found, m.key, *setting) or {}).get('box')
     own, probe, one, stem = box(m.ratio), box(PROBE_RATIO), box(1.), box(m.ratio, 'stem')
     moved = shares.get((m.key, m.ratio if m.ratio < 1 else .25))
-    guess = [NO_VALUE]*2 if m.backbone == 'patchify' else [stem, change(own, stem)]
+    guess = [stem, change(own, stem)] if BACKBONES[m.backbone].conv_stem else [NO_VALUE]*2
     return dict(zip(PROBES, (probe, change(own, probe), change(one, own), moved, *guess)))
 
 # %% ../../nbs/study/07_encoder.ipynb #53f0e5a001

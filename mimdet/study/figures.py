@@ -5,17 +5,21 @@
 # %% auto #0
 __all__ = ['SHAPES', 'save_figure', 'sign_figure', 'write_in_panel', 'captions_of', 'line_styles', 'curve', 'evaluated',
            'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_along', 'ap_by_size', 'seed_spread', 'sampling', 'smooth',
-           'training_curves', 'predictions', 'with_examples', 'what_it_sees', 'autoencoder_examples']
+           'training_curves', 'cost_over_ratio', 'speed', 'predictions', 'with_examples', 'what_it_sees',
+           'autoencoder_examples']
 
 # %% ../../nbs/study/10_figures.ipynb #8d24c19653
-from pathlib import Path
+from itertools import cycle
+from statistics import median
 import matplotlib.pyplot as plt
 import numpy as np
 from ..base.core import MimdetError, atomic_path
 from ..base.look import INK, PALETTE, QUIET, decode_image, draw_objects, sampled_view, show_image, style
+from ..measure.flops import PARTS
+from ..recipes import RECIPES, SIZES
 from .cost import cost_of
 from .encoder import PROBE_RATIO, RATIOS, ordered
-from .pages import made_from, record_names, source_line
+from .pages import NOT_RUN, made_from, output_folder, record_names, source_line
 from .records import value_at, model_name, of_kind
 from .statistics import TASKS, aps, change, measurements, summary
 from .tables import ALONG, series
@@ -23,16 +27,20 @@ from .tables import ALONG, series
 # %% ../../nbs/study/10_figures.ipynb #13-8dacbe6c
 def save_figure(
     fig,          # a matplotlib figure
-    stem,         # path without extension
+    name:str,     # of its files, without extension
+    *,
     records=None, # those that it was drawn from: their digest and names go into the files
+    out='',       # folder for the files, which are named on the screen; empty: none are kept
 )->list:          # the paths written
-    "Write `<stem>.png` (150 dpi) and `<stem>.svg`, whole or not at all; the same figure gives the same bytes."
-    paths = [Path(f'{stem}.png'), Path(f'{stem}.svg')]
+    "Write a figure as PNG (150 dpi) and SVG, whole or not at all; the same figure gives the same bytes."
     origin = dict(Description=f'{made_from(records)} {record_names(records)}') if records else {}
     fig.patch.set(linewidth=1)
-    for path, metadata in zip(paths, ({'Software': None}, {'Date': None})):
-        with plt.rc_context({'svg.hashsalt': 'mimdet'}), atomic_path(path) as part:
-            fig.savefig(part, format=path.suffix[1:], dpi=150, metadata=metadata | origin)
+    with output_folder(out) as folder:
+        paths = [folder/f'{name}.png', folder/f'{name}.svg']
+        for path, metadata in zip(paths, ({'Software': None}, {'Date': None})):
+            with plt.rc_context({'svg.hashsalt': 'mimdet'}), atomic_path(path) as part:
+                fig.savefig(part, format=path.suffix[1:], dpi=150, metadata=metadata | origin)
+    if out: print(*paths, sep='\n')
     return paths
 
 # %% ../../nbs/study/10_figures.ipynb #16-37784cb8
@@ -407,6 +415,139 @@ def _curve(ax, record, name, color, label, linestyle='-', faint=False):
     ax.plot(curves['iteration'], smoothed, marker='.' if len(values) == 1 else None, **look)
     if faint: ax.plot(curves['iteration'], values, color=color, alpha=.2, linewidth=.6, zorder=1.5)
 
+# %% ../../nbs/study/10_figures.ipynb #c057f19002
+def cost_over_ratio(records):
+    "Multiply-adds of each size by part over the sample ratio; below, measured time and memory."
+    runs = of_kind(records, 'cost')
+    rows = [dict(mode=r['params']['mode']) | row for r in runs for row in value_at(r, 'metrics', 'rows')]
+    with style():
+        fig = plt.figure(figsize=(9.2, 6))
+        above, below = fig.subfigures(2, 1, height_ratios=(1, 1.05))
+        panels = above.subplots(1, len(SIZES))
+        for ax, size in zip(panels, SIZES): _work_bars(ax, size, _counted(rows, size))
+        drawn = next((ax for ax in panels if ax.get_legend_handles_labels()[0]), None)
+        if drawn: above.legend(*drawn.get_legend_handles_labels(), loc='outside upper left', ncols=len(PARTS))
+        _cost_panels(below, rows)
+        batches = sorted({row['batch'] for row in rows if row['mode'] == 'training'})
+        note = 'Above the bars: the share of the encoder. Bars on lines: slowest to fastest. '
+        if batches: note += f'Training batch {", ".join(map(str, batches))}. '
+        sign_figure(below, runs or records, note + _machines(runs))
+    return fig
+
+def _machines(runs): return '; '.join(sorted({r['hardware'].get('gpu') or r['hardware']['cpu'] for r in runs}))
+
+# %% ../../nbs/study/10_figures.ipynb #c057f19003
+def _counted(rows, size):
+    "{ratio: row} of a size's first design with a sampling encoder, at its largest image; empty if it was not counted."
+    def samples(row): return RECIPES[row['recipe']].size == size and RECIPES[row['recipe']].kind.samples
+    own = [row for row in rows if row.get('flops') and samples(row)]
+    if not own: return {}
+    first = min(own, key=lambda row: (row['recipe'], -row['height']*row['width']))
+    same = [row for row in own if all(row[k] == first[k] for k in ('recipe', 'height', 'width'))]
+    return {row['ratio']: row for row in sorted(same, key=lambda row: row['ratio'])}
+
+def _work_bars(ax, size, found):
+    ax.set_title(size)
+    if not found: return write_in_panel(ax, NOT_RUN)
+    works = [row['flops'] for row in found.values()]
+    scale, unit = (1e12, 'T') if max(work['total'] for work in works) > 1e12 else (1e9, 'G')
+    bottom = np.zeros(len(found))
+    for part, colour in zip(PARTS, PALETTE):
+        heights = np.array([work[part]/scale for work in works])
+        ax.bar(range(len(found)), heights, .7, bottom, color=colour, label=part, edgecolor='white', linewidth=.4)
+        bottom += heights
+    for x, (top, work) in enumerate(zip(bottom, works)):
+        ax.text(x, top, f'{work["encoder"]/work["total"]:.0%}', ha='center', va='bottom', fontsize=7)
+    row = next(iter(found.values()))
+    ax.set_title(f"{size}, {row['height']} x {row['width']}")
+    ax.set(xticks=range(len(found)), xticklabels=[f'{ratio:.0%}' for ratio in found], ylabel=f'{unit} multiply-adds')
+    ax.grid(axis='x', visible=False)
+    ax.margins(y=.1)
+
+# %% ../../nbs/study/10_figures.ipynb #c057f19004
+def _network(row): return row['recipe'], row['height'], row['width']
+
+def _cost_panels(figure, rows):
+    "Seconds per image and peak memory, in inference and in training."
+    def per_image(pick): return lambda row: pick(row['seconds'])/row['batch']
+    def peak(row): return row['memory_mb']['peak']/1024
+    networks = sorted({_network(row) for row in rows if 'seconds' in row})
+    look = dict(zip(networks, zip(cycle(PALETTE), cycle(_MARKERS))))
+    panels = figure.subplots(1, 4)
+    for ax, mode, what in zip(panels[:2], ('forward', 'training'), ('inference', 'training')):
+        _measured_lines(ax, rows, mode, look, values=[per_image(pick) for pick in (median, min, max)])
+        ax.set_title(f'{what}: seconds per image', fontsize=9)
+    for ax, mode, what in zip(panels[2:], ('forward', 'training'), ('inference', 'training')):
+        _measured_lines(ax, rows, mode, look, values=[peak])
+        ax.set_title(f'{what}: peak, GiB', fontsize=9)
+    names = {label: handle for ax in panels for handle, label in zip(*ax.get_legend_handles_labels())}
+    if names: figure.legend(names.values(), names, loc='outside upper left', ncols=3)
+
+# %% ../../nbs/study/10_figures.ipynb #c057f19005
+def _measured_lines(ax, rows, mode, look, values):
+    "A line over the ratio for each network that was measured; with bars where `values` has lowest and highest, too."
+    own = [row for row in rows if row['mode'] == mode and 'seconds' in row]
+    plain = {_network(row) for row in own if not row.get('checkpointing')}
+    own = [row for row in own if not row.get('checkpointing') or _network(row) not in plain]
+    for network, (colour, mark) in look.items():
+        line = sorted((row for row in own if _network(row) == network), key=lambda row: row['ratio'])
+        if not line: continue
+        middle, *ends = np.array([[value(row) for row in line] for value in values])
+        name, *_ = network
+        if not RECIPES[name].kind.samples:
+            ax.axhline(middle[0], color=colour, linestyle='--', linewidth=1.3, label=name)
+            continue
+        ax.errorbar([row['ratio'] for row in line], middle, [middle - ends[0], ends[1] - middle] if ends else None,
+                    color=colour, marker=mark, markersize=5, capsize=2.5, elinewidth=1, label=name)
+    if not own: write_in_panel(ax, NOT_RUN)
+    ax.set(xlabel='tokens the encoder sees', xlim=(0, 1.12), xticks=(.25, .5, .75, 1))
+    ax.xaxis.set_major_formatter('{x:.0%}')
+    ax.set_ylim(0, ax.get_ylim()[1]*1.08 if own else 1)
+
+# %% ../../nbs/study/10_figures.ipynb #c057f19008
+_PLAIN, _AUTHORS = 'the plain code, full precision', "the authors' code, same precision"
+
+def speed(records):
+    "Our share of the time that the plain code and the authors' take, a bar for each."
+    runs = of_kind(records, 'bench')
+    found = _time_shares(row for r in runs for row in value_at(r, 'metrics', 'rows'))
+    with style():
+        fig, ax = plt.subplots(figsize=(8, .8 + .42*max(1, len(found))))
+        if found: _share_bars(ax, found)
+        else: write_in_panel(ax, NOT_RUN)
+        names = dict(zip(*reversed(ax.get_legend_handles_labels())))
+        if names: fig.legend(names.values(), names, loc='outside upper left', ncols=2)
+        sign_figure(fig, runs or records, f'Shorter is faster. {_machines(runs)}')
+    return fig
+
+def _share_bars(ax, found):
+    for y, shares in enumerate(found.values()):
+        for name, colour, offset in ((_PLAIN, PALETTE[0], -.19), (_AUTHORS, PALETTE[1], .19)):
+            if name not in shares: continue
+            ax.barh(y + offset, shares[name], .36, color=colour, label=name)
+            ax.text(shares[name] + .01, y + offset, f'{shares[name]:.2f}', va='center', fontsize=7)
+    ax.axvline(1, color='black', linewidth=.8)
+    ax.set(yticks=range(len(found)), yticklabels=found, xlabel='our time over that of', xlim=(0, 1.1))
+    ax.invert_yaxis()
+    ax.grid(axis='y', visible=False)
+
+# %% ../../nbs/study/10_figures.ipynb #c057f19009
+def _time_shares(rows):
+    "{setting: {what it is compared with: our share of its time}}, of our fastest way."
+    seconds, found = {}, {}
+    for row in rows:
+        setting = f"{row['what']}: {row['recipe']}"
+        if row.get('ratio'): setting += f", ratio {row['ratio']:g}"
+        elif row.get('batch'): setting += f", batch {row['batch']}"
+        seconds.setdefault(setting, {})[row['way']] = median(row['seconds'])
+    for setting, ways in seconds.items():
+        ours = min((way for way in ways if way.startswith(('ours', 'hotcoco'))), key=ways.get, default=None)
+        if ours is None: continue # a command's start
+        plain = 'pycocotools' if ours == 'hotcoco' else 'plain fp32'
+        others = {_PLAIN: plain, _AUTHORS: ours.replace('ours', 'upstream')}
+        found[setting] = {name: ways[ours]/ways[way] for name, way in others.items() if way in ways and way != ours}
+    return found
+
 # %% ../../nbs/study/10_figures.ipynb #55-0069d3df
 def predictions(
     records,
@@ -450,11 +591,12 @@ def _category_colours(examples)->dict:
 def _prediction_rows(above, below, example, ratios, colours, threshold):
     image, views = decode_image(example['image']), {view['ratio']: view for view in example['views']}
     show_image(above[0], image)
-    draw_objects(below[0], image, example['ground_truth'], colours)
+    draw_objects(below[0], image, objects=example['ground_truth'], colours=colours)
     for top, bottom, ratio in zip(above[1:], below[1:], ratios):
         view = views.get(ratio, dict(kept=[], predictions=[]))
         show_image(top, sampled_view(image, view['kept'], example['grid']))
-        draw_objects(bottom, image, [p for p in view['predictions'] if p['score'] >= threshold], colours)
+        shown = [p for p in view['predictions'] if p['score'] >= threshold]
+        draw_objects(bottom, image, objects=shown, colours=colours)
         if ratio not in views: bottom.set_xlabel('not run', fontsize=7)
 
 # %% ../../nbs/study/10_figures.ipynb #58-f672325e
@@ -485,7 +627,7 @@ def what_it_sees(
 # %% ../../nbs/study/10_figures.ipynb #58f0e5a001
 def _sight_rows(above, below, example, colours, threshold):
     image, views = decode_image(example['image']), {view['ratio']: view for view in example['views']}
-    draw_objects(above[0], image, example['ground_truth'], colours, 6.5)
+    draw_objects(above[0], image, objects=example['ground_truth'], colours=colours, fontsize=6.5)
     if 'reconstruction' in example: show_image(below[0], decode_image(example['reconstruction']))
     else:
         show_image(below[0], np.full_like(image, 245))
@@ -498,7 +640,8 @@ def _sight_rows(above, below, example, colours, threshold):
     for top, bottom, ratio in zip(above[1:], below[1:], _EXAMPLE_RATIOS):
         view = views.get(ratio, dict(kept=[], predictions=[]))
         show_image(top, sampled_view(image, view['kept'], example['grid']))
-        draw_objects(bottom, image, [p for p in view['predictions'] if p['score'] >= threshold], colours, 6.5)
+        shown = [p for p in view['predictions'] if p['score'] >= threshold]
+        draw_objects(bottom, image, objects=shown, colours=colours, fontsize=6.5)
         if ratio not in views: bottom.set_title('not run', fontsize=9, loc='center')
 
 # %% ../../nbs/study/10_figures.ipynb #61-e55cafee

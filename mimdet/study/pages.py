@@ -6,7 +6,7 @@
 __all__ = ['NOT_RUN', 'NO_VALUE', 'UNPUBLISHED', 'NUMBERS', 'HOW_CELLS_READ', 'HOW_PUBLISHED', 'HOW_ENCODER',
            'HOW_SAMPLING_SPREAD', 'HOW_COST', 'HOW_BENCH', 'plain_number', 'cell', 'Table', 'make_table',
            'with_cells_of', 'digest', 'made_from', 'record_names', 'read_digest', 'read_names', 'caption',
-           'source_line', 'time_taken', 'markdown', 'write_table', 'escape', 'latex', 'save_table', 'output_folder']
+           'source_line', 'time_taken', 'markdown', 'write_table', 'escape', 'latex', 'output_folder', 'save_table']
 
 # %% ../../nbs/study/06_pages.ipynb #f356b40a37
 import hashlib, json, re, tempfile
@@ -285,21 +285,6 @@ def _room(cells):
 
 def _wrapped(text): return escape(text).replace(r'\_', r'\_\allowbreak{}').replace(r' $\pm$ ', r'~$\pm$~')
 
-# %% ../../nbs/study/06_pages.ipynb #90-812c9590
-def save_table(
-    table:Table,
-    stem,        # path without extension
-    *,
-    records,     # those that it is made of
-    note:str,    # how to read it
-    more=(),     # as for `write_table`
-)->str:          # the Markdown
-    "Write a table of a study; what it is made of goes below it."
-    dataset = next((r['dataset'].get('name') for kind in ('evaluate', 'train') for r in of_kind(records, kind)), '')
-    cells = table.cells.assign(profile=records[0]['profile'] if records else '', **{'data set': dataset})
-    paths = write_table(cells, stem, caption=caption(records, note), page=table.page, more=more, records=records)
-    return paths[1].read_text(encoding='utf-8')
-
 # %% ../../nbs/study/06_pages.ipynb #93-6a15c4d8
 @contextmanager
 def output_folder(
@@ -309,3 +294,24 @@ def output_folder(
     if out: yield Path(out)
     else:
         with tempfile.TemporaryDirectory() as folder: yield Path(folder)
+
+# %% ../../nbs/study/06_pages.ipynb #90-812c9590
+def save_table(
+    table:Table,
+    name:str,    # of its files, without extension
+    *,
+    records,     # those that it is made of
+    note:str,    # how to read it
+    more=(),     # as for `write_table`
+    out='',      # folder for the files, which are named on the screen; empty: none are kept
+)->str:          # the Markdown
+    "Write a table of a study; what it is made of goes below it."
+    datasets = [r['dataset'].get('name', '') for kind in ('evaluate', 'train') for r in of_kind(records, kind)]
+    origin = {'profile': [r['profile'] for r in records], 'data set': datasets}
+    cells = table.cells.assign(**{column: known[0] for column, known in origin.items() if known})
+    with output_folder(out) as folder:
+        paths = write_table(cells, folder/name, caption=caption(records, note), page=table.page, more=more,
+                            records=records)
+        text = paths[1].read_text(encoding='utf-8')
+    if out: print(*paths, sep='\n')
+    return text

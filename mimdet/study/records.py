@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from ..base.core import MimdetError, config_hash, hardware, peak_memory_mb, plain_sha256, read_json
 from ..registry import BACKBONES
-from ..recipes import RECIPES
+from ..recipes import RECIPES, Recipe
 
 # %% ../../nbs/study/01_records.ipynb #25-109634a1
 def check_parameters(
@@ -248,10 +248,9 @@ def _model(key, group):
     if len({*seeds}) < len(seeds):
         raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} '
                           'with the same seed: delete one')
-    ratio = value_at(first, 'params', 'sample_ratio')
+    ratio, known = value_at(first, 'params', 'sample_ratio'), RECIPES.get(recipe, Recipe(size=''))
     return Model(
-        key, recipe, params.get('backbone', 'benchmarking' if recipe.startswith('benchmarking') else 'mimdet'),
-        size=params.get('size') or (RECIPES[recipe].size if recipe in RECIPES else ''),
+        key, recipe, params.get('backbone', known.backbone), size=params.get('size', known.size),
         fill=value_at(first, 'params', 'fill'), train_ratio=ratio, decoder_depth=params.get('decoder_depth'),
         initialisation=value_at(first, 'params', 'initialisation'), strategy=params.get('strategy'),
         runs=tuple(r['name'] for r in group), seeds=seeds, parameters=first['metrics'].get('parameters'))
@@ -283,7 +282,7 @@ def records_of_models(
     return [r for kind in ('train', 'evaluate', *also) for r in of_kind(records, kind) if wanted(r)]
 
 def _usual(m):
-    return (m.backbone, m.fill, m.initialisation, m.strategy) == ('mimdet', 'mask_token', 'mae', 'random')
+    return (m.backbone, m.fill, m.initialisation, m.strategy) == (Recipe.backbone, Recipe.fill, 'mae', 'random')
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0e
 def check_origins(records):

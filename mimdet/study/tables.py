@@ -15,7 +15,7 @@ from ..recipes import RECIPES
 from .cost import cost_of
 from .encoder import LABELS, PROBES, PROBE_RATIO, RATIOS, c4_shares, diagnostics, model_labels, ordered
 from .pages import NOT_RUN, Table, UNPUBLISHED, make_table, plain_number
-from .records import FILL_LABELS, Model, value_at, machine, model_name, models, of_kind, records_of_models
+from .records import Model, value_at, machine, model_name, models, of_kind, records_of_models
 from .statistics import TASKS, aps, change, difference, over_runs, summary
 
 # %% ../../nbs/study/09_tables.ipynb #42-1a816a66
@@ -140,10 +140,12 @@ def same_recipe(m:Model)->dict:
 def same_kind(m:Model)->dict:
     """The published row of the same design and training ratio from MAE weights,
     at size base if there is none of the model's size."""
-    if m.backbone != 'mimdet' or m.initialisation != 'mae': return same_recipe(m)
-    if exact := same_recipe(m): return exact
-    recipe = f'mimdet_base_{FILL_LABELS.get(m.fill, "")[:2]}_sr{m.train_ratio:g}_3x'
-    return next((p for p in _published()['rows'] if p['recipe'] == recipe), None)
+    exact = same_recipe(m)
+    if exact or m.train_ratio is None or m.initialisation != 'mae': return exact
+    def alike(p):
+        r = RECIPES.get(p['recipe'])
+        return r and (r.size, r.backbone, r.fill, r.sample_ratio) == ('base', m.backbone, m.fill, m.train_ratio)
+    return next(filter(alike, _published()['rows']), None)
 
 # %% ../../nbs/study/09_tables.ipynb #63-dd881098
 def sampling_spread(

@@ -52,7 +52,8 @@ class Pretraining(nn.Module):
     def reconstruct(self, crops, draws, tokens=None): # tokens: (B, N, dim) in place of the encoder's own
         patches = crops.shape[2]*crops.shape[3]//STRIDE**2
         noise = torch.from_numpy(uniform(seed_for('mae noise', self.seed), draws, patches))
-        return self.mae(tensor_to_device(crops, self.mean.device), noise, self.mask_ratio, self.normalise, tokens)
+        images = tensor_to_device(crops, self.mean.device)
+        return self.mae(images, noise, mask_ratio=self.mask_ratio, normalise=self.normalise, tokens=tokens)
 
     def forward(self, batch):
         with _fast_autocast(self.mean.device): return dict(loss=self.reconstruct(*batch).loss)
@@ -296,7 +297,9 @@ def complete_picture(
     images = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     count = pixels.shape[0]*pixels.shape[1]//STRIDE**2
     noise = torch.ones(1, count).scatter(1, torch.tensor([[*kept]]), 0.)
-    return painted(model, images, model.mae(images, noise, 1 - min(1., (len(kept) + .5)/count), model.normalise))[0]
+    share = min(1., (len(kept) + .5)/count)
+    out = model.mae(images, noise, mask_ratio=1 - share, normalise=model.normalise)
+    return painted(model, images, out)[0]
 
 # %% ../../nbs/training/05_pretrain.ipynb #a1f3c0de06
 def add_stem(

@@ -57,6 +57,7 @@ _GO_ON = '--resume goes on from the last checkpoint'
 def launch(
     worker,              # module-level function
     arguments:tuple,     # its arguments, plain data
+    *,
     num_gpus:int=1,      # processes on this machine
     num_machines:int=1,  # machines; the command is given on each
     machine_rank:int=0,  # this machine's number

@@ -283,13 +283,13 @@ def launch_training(
     if (num_gpus, num_machines, machine_rank) == (1, 1, 0): return _work(*arguments)
     if min(num_gpus, num_machines) < 1:
         raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
-    _launch(arguments, num_gpus, num_machines, machine_rank, dist_url)
+    _launch(arguments, num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank, dist_url=dist_url)
 
 # %% ../../nbs/training/06_train.ipynb #854b04979e
-def _launch(arguments, num_gpus, *machines):
+def _launch(arguments, num_gpus, **machines):
     device, there = arguments[0]['train']['device'], torch.cuda.device_count()
     if device != 'cpu' and num_gpus > there: raise MimdetError(f'--num-gpus {num_gpus}: this machine has {there}')
-    launch(_worker, arguments, num_gpus, *machines)
+    launch(_worker, arguments, num_gpus=num_gpus, **machines)
 
 def _work(plain, resume, allow_changes, eval_only):
     cfg = OmegaConf.create(plain)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 from ..base.core import MimdetError, sha256
+from ..recipes import RECIPES
 from ..vit import resize_positions
 from .files import check_finite, find_weights, read_wrapped
-from .names import (BACKBONE, Description, PLAIN_PIXELS, SIZE_OF_SHAPE, STEM, describe, grid_of,
+from .names import (BACKBONE, Description, PLAIN_PIXELS, STEM, describe, grid_of,
                                   mean_share, of_decoder, published_names)
 
 # %% ../../nbs/weights/03_load.ipynb #28-aef64504
@@ -116,8 +117,8 @@ def mae_file(
     if model.size not in ('base', 'large', 'huge'):
         return f'a full MAE of size {model.size}, such as mimdet_pretrain writes'
     name = f'mae_pretrain_vit_{model.size}'
-    if model.design == 'benchmarking': return f'{name}.pth or {name}_full.pth (facebookresearch/mae)'
-    return f'{name}_full.pth (facebookresearch/mae issue 8)'
+    if 'decoder' in model.backbone.mae: return f'{name}_full.pth (facebookresearch/mae issue 8)'
+    return f'{name}.pth or {name}_full.pth (facebookresearch/mae)'
 
 def _mismatch(path, found, model, way_out, verdict='does not fit'):
     return MimdetError(f'{path} {verdict}: it holds {found}; the model is {model}; {way_out}')
@@ -159,25 +160,26 @@ def load_mae(
     weights, stripped = read_wrapped(path)
     weights = published_names(weights)
     found, model = describe(weights), describe({BACKBONE + k: v for k, v in backbone.state_dict().items()})
-    if model.design == 'stem':
+    own = model.backbone
+    if not own.mae:
         raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: '
                           'leave out mae_checkpoint.path')
-    baseline, way_out = model.design == 'benchmarking', f'needed is {mae_file(model)}'
-    alone = parts == 'encoder' and not baseline # of which the baseline never takes more
+    whole, way_out = 'decoder' in own.mae, f'needed is {mae_file(model)}'
+    alone = parts == 'encoder' and whole # which the baseline never takes
     if found.kind == 'mae-visualize':
         share = mean_share(weights['decoder_pred.weight'])
         way_out += (f'; told by its values (share {share:.3f} > {PLAIN_PIXELS}), '
                     'so --allow-partial if you know better')
     if not found.kind.startswith('mae'): raise _mismatch(path, found, model, way_out, 'is no MAE checkpoint')
-    unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + (baseline or alone)]
+    unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + (alone or not whole)]
     if (unsuited or found.size != model.size) and not allow_partial: raise _mismatch(path, found, model, way_out)
-    fitted = stem == 'fitted' and model.design in ('v1', 'v2') and any(k.startswith(STEM) for k in weights)
-    if baseline: new, dropped = _NEW_IN_BASELINE, _DROPPED_IN_BASELINE
+    fitted = stem == 'fitted' and own.conv_stem and any(k.startswith(STEM) for k in weights)
+    if not whole: new, dropped = _NEW_IN_BASELINE, _DROPPED_IN_BASELINE
     else:
         weights = {_in_mimdet(k, fitted): v for k, v in weights.items()}
         new, dropped = list(_NEW_IN_MIMDET)[fitted:], [*_DROPPED_IN_MIMDET, *_beyond(backbone.decoder)]
-        if model.design == 'patchify': new.append(_UPSAMPLE)
-        else: dropped.append(_PATCHIFY)
+        if own.conv_stem: dropped.append(_PATCHIFY)
+        else: new.append(_UPSAMPLE)
         if alone: new, dropped = [*new, _DECODER], [*dropped, _DECODER]
     report = load_into(backbone, weights, source=path, new=new, dropped=dropped, allow_partial=allow_partial,
                        way_out=way_out)
@@ -191,10 +193,8 @@ CONSTANTS = (r'pixel_mean', r'pixel_std',
              r'proposal_generator\.anchor_generator\.cell_anchors\.\d+', r'.*\.relative_position_index')
 
 def _recipe(found):
-    if found.size not in SIZE_OF_SHAPE.values() or found.design not in ('v1', 'v2', 'benchmarking'):
-        return 'no recipe here has that backbone'
-    if found.design == 'benchmarking': return f'choose a recipe benchmarking_{found.size}_*'
-    return f'choose a recipe mimdet_{found.size}_{found.design}_*'
+    fitting = [name for name, r in RECIPES.items() if (r.size, r.design) == (found.size, found.design)]
+    return f'recipes that fit: {", ".join(fitting)}' if fitting else 'no recipe here has that backbone'
 
 # %% ../../nbs/weights/03_load.ipynb #36-34b4e593
 def load_detector(

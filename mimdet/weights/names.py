@@ -106,28 +106,35 @@ _KIND_LABELS = {'mae-full': 'a full MAE (encoder and decoder)',
                 'mae-encoder': "an encoder only (MAE's, without decoder)",
                 'mae-visualize': 'a visualize MAE (its decoder predicts plain pixels)',
                 'unknown': 'neither an MAE nor a detector'}
-_DESIGN_LABELS = {design: what for entry in BACKBONES.values() for design, (what, _) in entry.signs.items()}
+
+def _registered(design):
+    "The registry's entry of a design, and what the design is called; MIMDet's entry for one of another make."
+    found = ((entry, entry.signs[design][0]) for entry in BACKBONES.values() if design in entry.signs)
+    return next(found, (BACKBONES['mimdet'], ''))
 
 # %% ../../nbs/weights/02_names.ipynb #625a454468
 @dataclass(frozen=True)
 class Description:
     "What weights belong to."
     kind:str='unknown' # 'mae-full', 'mae-encoder', 'mae-visualize', 'detector' or 'unknown'
-    design:str=''      # of a detector: a key of `_DESIGN_LABELS`, or '' for one of another make
+    design:str=''      # of a detector: v1, v2, or the name of another backbone; '' if it is none of the registry's
     dim:int=0          # width of the encoder, or of the stem alone
     depth:int=0        # its blocks
     grid:int=0         # side of the grid of position embeddings, in tokens
     classes:int=0      # of a detector
 
     @property
+    def backbone(self): return _registered(self.design)[0] # an entry of the registry
+    @property
     def size(self): return SIZE_OF_SHAPE.get((self.dim, self.depth), f'{self.dim} wide, {self.depth} blocks deep')
 
     def __str__(self):
         if self.kind == 'unknown': return _KIND_LABELS[self.kind]
         if self.kind == 'detector' and not self.design: return 'a detector with another backbone'
-        size = f', {self.dim} wide' if self.design == 'stem' else f', size {self.size}'
+        label = _registered(self.design)[1] or _KIND_LABELS[self.kind]
+        size = f', size {self.size}' if self.depth else f', {self.dim} wide'
         classes = f', {self.classes} classes' if self.classes else ''
-        return f'{_DESIGN_LABELS.get(self.design) or _KIND_LABELS[self.kind]}{size}{classes}'
+        return f'{label}{size}{classes}'
 
 # %% ../../nbs/weights/02_names.ipynb #b73d08a649
 def grid_of(
@@ -150,7 +157,7 @@ def describe(
     transformer = 'blocks.0.attn.qkv.weight' in own
     design = _design(own, transformer) if detector else ''
     if not transformer:
-        if design != 'stem': return Description('detector' if detector else 'unknown', design)
+        if not design: return Description('detector' if detector else 'unknown')
         return Description('detector', design, dim=own['conv_feat_proj.weight'].shape[1], classes=classes)
     dim = own['blocks.0.attn.qkv.weight'].shape[1]
     grid, _ = grid_of(own['pos_embed'].shape[1]) if 'pos_embed' in own else (0, 0)
