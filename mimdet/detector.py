@@ -11,6 +11,7 @@ import importlib, sys
 from contextlib import contextmanager
 import numpy as np
 import torch
+from fastcore.basics import patch
 from omegaconf import OmegaConf
 from torch import nn
 import mimdet.base.compat
@@ -97,17 +98,6 @@ class Detector(GeneralizedRCNN):
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # faster, and convolutions pass it on
         return ImageList(batch, batch.image_sizes) # detectron2 hands the first on to the backbone
 
-    def noise_for(self, batched_inputs, batch):
-        "(B, N), what decides which tokens are seen; with several members (M, B, N)."
-        drawn = [self.training and 'draw' in x for x in batched_inputs]
-        seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
-                 for own, x in zip(drawn, batched_inputs)]
-        ids, size = [x.get('image_id', 0) for x in batched_inputs], batch.tensor.shape[-2:]
-        fields = [batch_noise(batch.image_sizes, size, seeds=[member_seed(seed, m) for seed in seeds], image_ids=ids,
-                              strategy=self.strategy)
-                  for m in range(self.members)]
-        return torch.stack(fields) if self.members > 1 else fields[0]
-
     @property
     def bottom_up(self):
         "The backbone below the feature pyramid, a `Pyramid`."
@@ -117,34 +107,6 @@ class Detector(GeneralizedRCNN):
     def ratio(self):
         "The share of tokens that the encoder sees; 1 where nothing is sampled."
         return self.bottom_up.sample_ratio or 1.
-
-    @contextmanager
-    def sampled(self,
-        ratio=None,    # share of tokens that the encoder sees; None: as it is
-        *,
-        strategy=None, # a key of `mimdet.sampler.STRATEGIES`; None: as it is
-        seed=None,     # which tokens; None: as it is
-        members=None,  # samples that c4 is the mean of; None: as it is
-    ):
-        "The detector with another sampling inside the block. Raises `MimdetError` for values that make no sense."
-        before = dict(ratio=self.ratio, strategy=self.strategy, seed=self.sample_seed, members=self.members)
-        asked = dict(ratio=ratio, strategy=strategy, seed=seed, members=members)
-        try:
-            self._sample(**before | {name: value for name, value in asked.items() if value is not None})
-            yield self
-        finally: self._sample(**before)
-
-    def _sample(self, ratio, strategy, seed, members):
-        samples = self.bottom_up.sample_ratio is not None
-        if strategy not in STRATEGIES:
-            raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
-        if members < 1: raise MimdetError(f'{members=} must be at least 1')
-        if not samples and ratio != 1:
-            raise MimdetError(f'this model has no sample ratio, so {ratio=} says nothing: its backbone sees all tokens')
-        if not samples and members > 1:
-            raise MimdetError(f'this model samples no tokens, so there is nothing to average over {members=}')
-        if samples: self.bottom_up.sample_ratio = check_ratio(ratio)
-        self.strategy, self.sample_seed, self.members = strategy, seed, members
 
     @property
     def precision(self):
@@ -166,11 +128,58 @@ class Detector(GeneralizedRCNN):
         with torch.autocast(self.device.type, enabled=False):
             return [dict(instances=self.in_the_original(x, r)) for x, r in zip(batched_inputs, found)]
 
-    def in_the_original(self, sample, found):
-        "Boxes and masks in pixels of the original image, pasted in full precision."
-        if found.has('pred_masks'): found.pred_masks = found.pred_masks.float()
-        size = sample.get('height', found.image_size[0]), sample.get('width', found.image_size[1])
-        return detector_postprocess(without_padding(found, *size) if self.padded else found, *size)
+# %% ../nbs/method/11_detector.ipynb #05-39a85888
+@patch
+def noise_for(self:Detector, batched_inputs, batch):
+    "(B, N), what decides which tokens are seen; with several members (M, B, N)."
+    drawn = [self.training and 'draw' in x for x in batched_inputs]
+    seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
+             for own, x in zip(drawn, batched_inputs)]
+    ids, size = [x.get('image_id', 0) for x in batched_inputs], batch.tensor.shape[-2:]
+    fields = [batch_noise(batch.image_sizes, size, seeds=[member_seed(seed, m) for seed in seeds], image_ids=ids,
+                          strategy=self.strategy)
+              for m in range(self.members)]
+    return torch.stack(fields) if self.members > 1 else fields[0]
+
+# %% ../nbs/method/11_detector.ipynb #05-39a8588a
+@patch
+@contextmanager
+def sampled(self:Detector,
+    ratio=None,    # share of tokens that the encoder sees; None: as it is
+    *,
+    strategy=None, # a key of `mimdet.sampler.STRATEGIES`; None: as it is
+    seed=None,     # which tokens; None: as it is
+    members=None,  # samples that c4 is the mean of; None: as it is
+):
+    "The detector with another sampling inside the block. Raises `MimdetError` for values that make no sense."
+    before = dict(ratio=self.ratio, strategy=self.strategy, seed=self.sample_seed, members=self.members)
+    asked = dict(ratio=ratio, strategy=strategy, seed=seed, members=members)
+    try:
+        self._sample(**before | {name: value for name, value in asked.items() if value is not None})
+        yield self
+    finally: self._sample(**before)
+
+# %% ../nbs/method/11_detector.ipynb #05-39a8588b
+@patch
+def _sample(self:Detector, ratio, strategy, seed, members):
+    samples = self.bottom_up.sample_ratio is not None
+    if strategy not in STRATEGIES:
+        raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
+    if members < 1: raise MimdetError(f'{members=} must be at least 1')
+    if not samples and ratio != 1:
+        raise MimdetError(f'this model has no sample ratio, so {ratio=} says nothing: its backbone sees all tokens')
+    if not samples and members > 1:
+        raise MimdetError(f'this model samples no tokens, so there is nothing to average over {members=}')
+    if samples: self.bottom_up.sample_ratio = check_ratio(ratio)
+    self.strategy, self.sample_seed, self.members = strategy, seed, members
+
+# %% ../nbs/method/11_detector.ipynb #05-39a8588d
+@patch
+def in_the_original(self:Detector, sample, found):
+    "Boxes and masks in pixels of the original image, pasted in full precision."
+    if found.has('pred_masks'): found.pred_masks = found.pred_masks.float()
+    size = sample.get('height', found.image_size[0]), sample.get('width', found.image_size[1])
+    return detector_postprocess(without_padding(found, *size) if self.padded else found, *size)
 
 # %% ../nbs/method/11_detector.ipynb #07-6f584c3a
 def trusted(

@@ -21,6 +21,7 @@ _DESIGN_OF_FILL = dict(mask_token='v1', stem='v2')
 DECODER_RATES = 'rest', 'encoder'
 _MAE_STEMS = 'random', 'fitted'
 
+# %% ../nbs/method/10_recipes.ipynb #0ce468726e
 @dataclass(frozen=True)
 class Recipe:
     "Everything that cannot be derived: the network, the detector around it, the schedule."

@@ -479,6 +479,7 @@ class MaskRCNNConvUpsampleHead(mask_head.MaskRCNNConvUpsampleHead):
             return instances
         return dict(loss_mask=mask_loss(self.layers(x), instances)*self.loss_weight)
 
+# %% ../nbs/method/07_regions.ipynb #ebff4c28bf
 def mask_loss(
     logits,         # (N, C, M, M), C categories or 1
     instances:list, # Instances of each image with gt_classes, gt_masks, proposal_boxes; N together

@@ -157,6 +157,7 @@ class Kind:
 _VIT = _same('dim', 'depth', 'heads', 'img_size', 'drop_path', 'checkpointing')
 _MIMDET = _VIT | _same('decoder_dim', 'decoder_depth', 'decoder_heads', 'fill', 'sample_ratio')
 
+# %% ../nbs/method/09_registry.ipynb #6910f11a60
 BACKBONES = dict( # what a recipe's `backbone` stands for
     mimdet=Kind(
         target='mimdet.backbone.MIMDetBackbone', label='{}', arguments=_MIMDET, fixed=dict(norm_eps=1e-5),

@@ -206,6 +206,7 @@ class Encoder(nn.Module):
 # %% ../nbs/method/04_vit.ipynb #20-756efaf3
 FILLS = ('mask_token', 'stem')
 
+# %% ../nbs/method/04_vit.ipynb #d9dbdd19ce
 class Decoder(nn.Module):
     "MAE's decoder: the seen tokens, something at the other positions, a few light blocks."
     def __init__(self,

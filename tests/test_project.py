@@ -92,6 +92,7 @@ def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
             try: model = ask()
             except urllib.error.URLError: time.sleep(.2)
             else: break
+        else: pytest.fail('the server does not answer')
         for n, cell in enumerate(c for c in model['content']['cells'] if c['cell_type'] == 'code'):
             cell |= dict(execution_count=n, outputs=[dict(output_type='stream', name='stdout', text='done\n')])
             cell['metadata'] |= dict(execution={'iopub.execute_input': '2026-01-01T00:00:00Z'}, scrolled=True)

@@ -9,7 +9,7 @@ __all__ = ['SETUP', 'WORKERS', 'IMAGES', 'CheckResult', 'check_python', 'one_lin
            'check_writable', 'check_folders', 'show', 'examine']
 
 # %% ../../nbs/base/04_doctor.ipynb #02-55c04afc
-import importlib, importlib.metadata, os, shutil, subprocess, sys, tempfile
+import importlib, importlib.metadata, os, re, shutil, subprocess, sys, tempfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,7 @@ def installed(
         except importlib.metadata.PackageNotFoundError: pass
     return ''
 
+# %% ../../nbs/base/04_doctor.ipynb #de59005609
 def check_import(
     module:str,     # what to import
     *distributions, # under which names it is installed; default: the module's own
@@ -203,8 +204,8 @@ def free_memory()->int:
     bounds = [pages * os.sysconf('SC_PAGE_SIZE')]
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():
-        bounds = [int(line.split()[1])*1024 for line in meminfo.read_text().splitlines()
-                  if line.startswith('MemAvailable')]
+        told = re.search(r'^MemAvailable: +(\d+)', meminfo.read_text(), re.M)
+        if told: bounds = [int(told[1])*1024]
     limit, used = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
     if limit.exists() and limit.read_text().strip() != 'max':
         bounds.append(int(limit.read_text()) - int(used.read_text()))

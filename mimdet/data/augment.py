@@ -132,6 +132,7 @@ def _crops(step):
 # detectron2 stacks, and so copies, resized masks at once
 warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
 
+# %% ../../nbs/data/05_augment.ipynb #a89fc295cf
 class _Mapper(DatasetMapper):
     "detectron2's mapper for RGB images and bitmask masks, complaining in one line."
     def __init__(self, is_train, augmentations, masks):

@@ -164,6 +164,7 @@ def _as_detectron2_has_it(outline):
 def _same(one, other):
     return one == other or isinstance(one, str) and os.path.realpath(one) == os.path.realpath(other)
 
+# %% ../../nbs/data/04_datasets.ipynb #801e61c197
 def register(
     name:str,          # a name of your choice; coco_2017_train and coco_2017_val mean COCO
     json,              # annotations: a path

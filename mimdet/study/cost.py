@@ -31,6 +31,7 @@ def cost_of(
             for row in value_at(r, 'metrics', 'rows') if _fits(row, m, mode)]
     return {row['ratio'] or 1.: row for row in rows if place(row) == min(map(place, rows))}
 
+# %% ../../nbs/study/08_cost.ipynb #36834c8721
 def _fits(row, m, mode):
     known = row.get('seconds') and row.get('mode', 'forward') == mode if mode else row.get('flops')
     return known and network(row['recipe']) == network(m.recipe) and 'height' in row and 'error' not in row

@@ -289,6 +289,7 @@ def _strips(ax, m, done, title):
 # %% ../../nbs/study/10_figures.ipynb #37-a04a2988
 _FOUND = dict(always='in every sampling', sometimes='in some', never='in none')
 
+# %% ../../nbs/study/10_figures.ipynb #be2b56bb74
 def sampling(records):
     """Left: objects found in all, some, none of the samplings.
     Right: ensembles against one sampling and one pass over all tokens."""
@@ -446,6 +447,7 @@ def _counted(rows, size):
     same = [row for row in own if all(row[k] == first[k] for k in ('recipe', 'height', 'width'))]
     return {row['ratio']: row for row in sorted(same, key=lambda row: row['ratio'])}
 
+# %% ../../nbs/study/10_figures.ipynb #434b0192e4
 def _work_bars(ax, size, found):
     ax.set_title(size)
     if not found: return write_in_panel(ax, NOT_RUN)
@@ -520,6 +522,7 @@ def speed(records):
         sign_figure(fig, runs or records, f'Shorter is faster. {_machines(runs)}')
     return fig
 
+# %% ../../nbs/study/10_figures.ipynb #7f754ee23a
 def _share_bars(ax, found):
     for y, shares in enumerate(found.values()):
         for name, colour, offset in ((_PLAIN, PALETTE[0], -.19), (_AUTHORS, PALETTE[1], .19)):

@@ -346,6 +346,7 @@ def _fits(root, job):
     except MimdetError: return False
     return not differs(record, job)
 
+# %% ../../nbs/study/03_jobs.ipynb #7ba9fabbed
 def _remade(runs, name):
     "All that a job needs, directly or not."
     for need in runs[name].needs: yield from (need, *_remade(runs, need))

@@ -38,6 +38,7 @@ def cell(
     written = [f'{round(v, digits) + 0.:{form}.{digits}f}' for v, form in shown if v is not None]
     return ' ± '.join(written) + value.get('unit', '') + (f' (n={value["n"]})' if count and value.get('n') else '')
 
+# %% ../../nbs/study/06_pages.ipynb #eb1e518e6f
 def _pair(value):
     box, mask = value.values()
     numbers = isinstance(box, dict) and isinstance(mask, dict)

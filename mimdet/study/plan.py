@@ -211,6 +211,7 @@ def plan(
 
 def span(seconds:float)->str: return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
+# %% ../../nbs/study/04_plan.ipynb #37e18dc5a9
 def took_before(
     study:Study,
     root='.', # the project
@@ -258,6 +259,7 @@ def _plan_on_gpus(study, names, ahead, root):
     seconds = {n: 3600*hours.get(n, 0)/max(1, study.jobs[n].gpus) + OVERHEAD for n in names}
     return Plan(seconds, sum(seconds.values()), lines + _room(study, names))
 
+# %% ../../nbs/study/04_plan.ipynb #a179ce070b
 def _room(study, names):
     kept, running = disk(study, names)
     lines = [f'  disk: {kept/1e9:.3g} GB of weights stay; '

@@ -114,6 +114,7 @@ def fingerprint(record:dict)->str:
     "SHA-256 of all that a record holds, but for this number itself."
     return plain_sha256({k: v for k, v in record.items() if k != 'sha256'})
 
+# %% ../../nbs/study/01_records.ipynb #c43082170b
 def make_record(
     kind:str,          # data, pretrain, train, evaluate, cost, bench or release
     profile:str,       # quick, demo, ...: which study the run belongs to

@@ -264,6 +264,7 @@ def sampling_table(
     made = [row for m in ordered(chosen, rows) for row in _agreement_rows(m, chosen)]
     return make_table(made, ['model', 'train ratio', 'ratio', 'k'])
 
+# %% ../../nbs/study/09_tables.ipynb #e513e0f292
 def _agreement_rows(m, records):
     shares = {}
     for r in of_kind(records, 'evaluate'):

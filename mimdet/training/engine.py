@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import mimdet.base.compat
@@ -54,75 +55,8 @@ class Trainer(SimpleTrainer):
             reason = str(e).splitlines()[0]
             raise MimdetError(f'process {comm.get_rank()} has lost another one ({reason})') from None
 
-    def _run_step(self):
-        self.optimizer.zero_grad()
-        images, parts, waited = [], [], 0.
-        for k in range(self.accumulate):
-            started = time.perf_counter()
-            batch = next(self._data_loader_iter)
-            waited += time.perf_counter() - started
-            images.append(self.name_batch(batch))
-            parts.append(self._backward(k, batch))
-        self.scaler.unscale_(self.optimizer) # the norm below is that of the true gradient
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        numbers = torch.stack([*(loss for losses in parts for loss in losses.values()), norm]).double()
-        self.unchecked.append(Step(self.iter, images, list(parts[0]), numbers, waited))
-        done = self.iter + 1
-        if not self.asynchronous: self.check()
-        if not self.asynchronous or done % self.log_period == 0 or done == self.max_iter: self.write()
-        if self.clip: nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-    def _backward(self, k, batch):
-        """Gradients of the micro-batch `k`, added to those before it;
-        they cross to the other processes with the last one."""
-        world = comm.get_world_size()
-        torch.manual_seed(seed_for('step', self.seed, (self.iter*self.accumulate + k)*world + comm.get_rank()))
-        with self.model.no_sync() if world > 1 and k < self.accumulate - 1 else nullcontext():
-            try: losses = {name: loss/self.accumulate for name, loss in self.model(batch).items()}
-            except FloatingPointError as e: # the proposals are checked where they are counted
-                self.check() # or an earlier step is to blame
-                self._give_up(self.iter, self.name_batch(batch), str(e))
-            self.scaler.scale(sum(losses.values())).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
-
     @property
     def asynchronous(self): return self.parameters[0].device.type == 'cuda'
-
-    def check(self):
-        "Look at the steps since the last look. Raises `MimdetError` at one whose losses or gradient are not finite."
-        steps, self.unchecked = self.unchecked, []
-        if not steps: return
-        numbers = iter(torch.cat([step.numbers for step in steps]).tolist())
-        for step in steps:
-            parts = [{name: next(numbers) for name in step.names} for _ in step.images]
-            norm = next(numbers)
-            for images, losses in zip(step.images, parts):
-                wrong = [f'{name} is {loss}' for name, loss in losses.items() if not math.isfinite(loss)]
-                if wrong: self._give_up(step.iteration, images, ', '.join(wrong))
-            if not (self.scaler.is_enabled() or math.isfinite(norm)): # a scaler leaves out such a step
-                self._give_up(step.iteration, step.images, f'the gradient is {norm}')
-            losses = {name: sum(part[name] for part in parts) for name in step.names}
-            self.unwritten.append((step.iteration, losses, step.waited))
-
-    def write(self):
-        "Check, and put the losses of all steps since the last time into the event storage, and what the model logs."
-        self.check()
-        storage, steps, self.unwritten = get_event_storage(), self.unwritten, []
-        for iteration, losses, waited in steps:
-            storage.iter = iteration
-            # as detectron2 has them
-            losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}
-            self._write_metrics(losses, waited)
-        write_logged(storage)
-
-    def _give_up(self, iteration, images, reason):
-        facts = dict(iteration=iteration, seed=self.seed, process=comm.get_rank(), reason=reason, images=images)
-        path = self.output_dir/f'not_finite_{comm.get_rank()}.json'
-        write_json(path, facts)
-        raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
-                          f'(kept in {path}): lower the learning rate, or look at these images')
 
     def state_dict(self): return super().state_dict() | dict(scaler=self.scaler.state_dict())
 
@@ -134,6 +68,83 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, settings): group.update(own)
         if state['scaler']: self.scaler.load_state_dict(state['scaler'])
+
+# %% ../../nbs/training/03_engine.ipynb #cfe4a8749b
+@patch
+def _run_step(self:Trainer):
+    self.optimizer.zero_grad()
+    images, parts, waited = [], [], 0.
+    for k in range(self.accumulate):
+        started = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        waited += time.perf_counter() - started
+        images.append(self.name_batch(batch))
+        parts.append(self._backward(k, batch))
+    self.scaler.unscale_(self.optimizer) # the norm below is that of the true gradient
+    norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+    numbers = torch.stack([*(loss for losses in parts for loss in losses.values()), norm]).double()
+    self.unchecked.append(Step(self.iter, images, list(parts[0]), numbers, waited))
+    done = self.iter + 1
+    if not self.asynchronous: self.check()
+    if not self.asynchronous or done % self.log_period == 0 or done == self.max_iter: self.write()
+    if self.clip: nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+    self.scaler.step(self.optimizer)
+    self.scaler.update()
+
+# %% ../../nbs/training/03_engine.ipynb #cfe4a8749c
+@patch
+def _backward(self:Trainer, k, batch):
+    """Gradients of the micro-batch `k`, added to those before it;
+    they cross to the other processes with the last one."""
+    world = comm.get_world_size()
+    torch.manual_seed(seed_for('step', self.seed, (self.iter*self.accumulate + k)*world + comm.get_rank()))
+    with self.model.no_sync() if world > 1 and k < self.accumulate - 1 else nullcontext():
+        try: losses = {name: loss/self.accumulate for name, loss in self.model(batch).items()}
+        except FloatingPointError as e: # the proposals are checked where they are counted
+            self.check() # or an earlier step is to blame
+            self._give_up(self.iter, self.name_batch(batch), str(e))
+        self.scaler.scale(sum(losses.values())).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+# %% ../../nbs/training/03_engine.ipynb #cfe4a8749e
+@patch
+def check(self:Trainer):
+    "Look at the steps since the last look. Raises `MimdetError` at one whose losses or gradient are not finite."
+    steps, self.unchecked = self.unchecked, []
+    if not steps: return
+    numbers = iter(torch.cat([step.numbers for step in steps]).tolist())
+    for step in steps:
+        parts = [{name: next(numbers) for name in step.names} for _ in step.images]
+        norm = next(numbers)
+        for images, losses in zip(step.images, parts):
+            wrong = [f'{name} is {loss}' for name, loss in losses.items() if not math.isfinite(loss)]
+            if wrong: self._give_up(step.iteration, images, ', '.join(wrong))
+        if not (self.scaler.is_enabled() or math.isfinite(norm)): # a scaler leaves out such a step
+            self._give_up(step.iteration, step.images, f'the gradient is {norm}')
+        losses = {name: sum(part[name] for part in parts) for name in step.names}
+        self.unwritten.append((step.iteration, losses, step.waited))
+
+# %% ../../nbs/training/03_engine.ipynb #cfe4a8749f
+@patch
+def write(self:Trainer):
+    "Check, and put the losses of all steps since the last time into the event storage, and what the model logs."
+    self.check()
+    storage, steps, self.unwritten = get_event_storage(), self.unwritten, []
+    for iteration, losses, waited in steps:
+        storage.iter = iteration
+        # as detectron2 has them
+        losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}
+        self._write_metrics(losses, waited)
+    write_logged(storage)
+
+# %% ../../nbs/training/03_engine.ipynb #cfe4a874a0
+@patch
+def _give_up(self:Trainer, iteration, images, reason):
+    facts = dict(iteration=iteration, seed=self.seed, process=comm.get_rank(), reason=reason, images=images)
+    path = self.output_dir/f'not_finite_{comm.get_rank()}.json'
+    write_json(path, facts)
+    raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
+                      f'(kept in {path}): lower the learning rate, or look at these images')
 
 # %% ../../nbs/training/03_engine.ipynb #16-04f82760
 class Checkpoint(HookBase):

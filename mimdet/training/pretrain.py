@@ -37,6 +37,7 @@ def _fast_autocast(device:torch.device):
     dtype = precision('auto', device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
+# %% ../../nbs/training/05_pretrain.ipynb #8a9553bf1c
 class Pretraining(nn.Module):
     "An autoencoder's loss on batches of crops; which patches are hidden depends on the seed and the draw alone."
     def __init__(self, mae, mask_ratio, seed):

@@ -54,6 +54,7 @@ def process_group(
 # %% ../../nbs/training/01_processes.ipynb #0904028b4c
 _GO_ON = '--resume goes on from the last checkpoint'
 
+# %% ../../nbs/training/01_processes.ipynb #d45aec9887
 def launch(
     worker,              # module-level function
     arguments:tuple,     # its arguments, plain data

@@ -32,6 +32,8 @@ from .optimizer import lr_schedule, optimizer_for
 from .processes import launch, process_group, under_launcher
 from ..weights.files import find_weights, save_weights
 from ..weights.load import load_detector, load_mae
+
+# %% ../../nbs/training/06_train.ipynb #bd6a7a8b99
 from ..weights.models import with_coco_names
 
 # %% ../../nbs/training/06_train.ipynb #10-1828cff3

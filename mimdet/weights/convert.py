@@ -98,6 +98,7 @@ def convert(
 # %% ../../nbs/weights/04_convert.ipynb #13-016c8e42
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
+# %% ../../nbs/weights/04_convert.ipynb #b83339e01b
 def download(
     name:str, # OWNER/REPO, or OWNER/REPO/file
 )->Path:      # of the file in the hub's cache

@@ -144,6 +144,7 @@ def _beyond(decoder):
 MAE_PARTS, _STEM_CHOICES = ('all', 'encoder'), ('random', 'fitted')
 FITTED_STEM = "fitted to the autoencoder's patch tokens: ours, not the paper's"
 
+# %% ../../nbs/weights/03_load.ipynb #4c7be0cc41
 def load_mae(
     backbone,            # a `MIMDetBackbone`, a `BenchmarkingViT` or a `PatchifyBackbone`
     path,                # an MAE file under published, timm's or transformers' names; MIMDet needs a full one

@@ -168,6 +168,7 @@ def describe(
     plain = pixels is not None and mean_share(pixels) > PLAIN_PIXELS
     return Description('mae-visualize' if plain else 'mae-full', **shape)
 
+# %% ../../nbs/weights/02_names.ipynb #31c719113f
 def _design(names, transformer):
     "The design whose sign is among the names of a detector's backbone, with or without a transformer."
     for entry in reversed(BACKBONES.values()):
