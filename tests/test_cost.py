@@ -67,14 +67,14 @@ def test_the_same_detector_each_time():
     assert len({cost.forward_cost(TINY, 1., height=64, width=64, device='cpu',
                                   repeats=1)['detections'] for _ in range(2)}) == 1
 
-@pytest.mark.parametrize('arguments, message', [
-    (('mimdet_tiny_v1',), 'unknown recipe'),
-    ((TINY, 0.), 'outside'),
-    ((BASELINE, .5), 'has no sample ratio'),
-    ((TINY, .5, 64, 64, 'abacus'), 'not available'),
+@pytest.mark.parametrize('recipe, options, message', [
+    ('mimdet_tiny_v1', {}, 'unknown recipe'),
+    (TINY, dict(ratio=0.), 'outside'),
+    (BASELINE, dict(ratio=.5), 'has no sample ratio'),
+    (TINY, dict(height=64, width=64, device='abacus'), 'not available'),
 ])
-def test_complaints(arguments, message):
-    with pytest.raises(MimdetError, match=message) as e: cost.forward_cost(*arguments)
+def test_complaints(recipe, options, message):
+    with pytest.raises(MimdetError, match=message) as e: cost.forward_cost(recipe, **options)
     assert '\n' not in str(e.value)
 
 # --- in a process of its own, in turn ---
@@ -253,7 +253,7 @@ def test_without_cost_records(tmp_path):
     records = tmp_path/'records'
     write(records, data=record('data', 'data', dict(seed=0), dict(objects=1), profile='cost'))
     notebook('figures/table_cost.ipynb', profile='cost', records=str(records), out=str(tmp_path/'out'))
-    assert (tmp_path/'out'/'table_cost.csv').read_text() == 'recipe\nnot run\n'
+    assert (tmp_path/'out'/'table_cost.csv').read_text() == 'recipe,profile\nnot run,cost\n'
     notebook('figures/cost_over_ratio.ipynb', profile='cost', records=str(records), out=str(tmp_path/'figure'))
     assert (tmp_path/'figure'/'cost_over_ratio.svg').read_text().count('<!-- not run -->') == 8
 

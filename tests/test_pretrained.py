@@ -14,6 +14,7 @@ from mimdet.detector import build
 from mimdet.weights.names import describe, mean_share, published_names, to_transformers
 from mimdet.weights.load import load_detector, load_mae
 from mimdet.recipes import RECIPES, SIZES, config
+from mimdet.registry import BACKBONES
 
 # --- published files, by rule: name -> shape ---
 
@@ -183,6 +184,8 @@ def test_published_names_and_shapes(row, meta_file):
         assert sorted(report.resized) == (positions(own) if side != pixels else [])
 
 @pytest.mark.parametrize('pixels', [224, 256])
+def label_of(design): return next(kind.signs[design][0] for kind in BACKBONES.values() if design in kind.signs)
+
 @pytest.mark.parametrize('design', DESIGNS)
 def test_published_values(design, pixels, tmp_path):
     model, weights = narrow_model(design, 256), fill(narrow(design, pixels))
@@ -420,7 +423,7 @@ def test_ablations_have_their_own_files(backbone, tmp_path):
     assert not report.trouble and not report.new
     assert describe(read_weights(tmp_path/'given.pth')).design == backbone
     message = complaint(load_detector, other, tmp_path/'given.pth')
-    assert f'it holds {names.DESIGNS[backbone]}' in message
+    assert f'it holds {label_of(backbone)}' in message
     assert 'no recipe here has that backbone' in message
 
 def test_baseline_keeps_its_positions(tmp_path):
@@ -491,7 +494,7 @@ WRONG_DETECTOR = {
 def test_wrong_detector(given, wanted, meta_file):
     model = meta_model(recipe_of(*wanted))
     message = complaint(load_detector, model, meta_file(to_meta(published(*given, 224))))
-    named = [f'{names.DESIGNS[design]}, size {size}' for design, size in (given, wanted)]
+    named = [f'{label_of(design)}, size {size}' for design, size in (given, wanted)]
     says = (f'given.pth does not fit: it holds {named[0]}', f'the model is {named[1]}',
             WRONG_DETECTOR[given, wanted])
     for part in says: assert part in message

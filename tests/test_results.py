@@ -18,7 +18,7 @@ from mimdet.study.pages import caption, digest, escape, latex, markdown, read_di
 from mimdet.study.cost import cost_of
 from mimdet.study.encoder import encoder_use, ordered
 from mimdet.study.records import load, models, runs_frame, records_of_models
-from mimdet.study.statistics import spread
+from mimdet.study.statistics import mean_and_sd
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene,
                        study, train, write)
 
@@ -85,7 +85,7 @@ def test_spread_is_over_trainings():
     ([(0, 30), (0, None)], 30, None, None),
 ])
 def test_spread(values, mean, sd, sampling_sd):
-    found = spread(pd.Series([v for _, v in values], index=[r for r, _ in values], dtype=object))
+    found = mean_and_sd(pd.Series([v for _, v in values], index=[r for r, _ in values], dtype=object))
     assert found['mean'] == mean
     told = [found[k] is None or pytest.approx(found[k]) for k in ('sd', 'sampling_sd')]
     assert told == [sd is None or sd, sampling_sd is None or sampling_sd]

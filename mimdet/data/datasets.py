@@ -168,8 +168,8 @@ def _same(one, other):
 def register(
     name:str,          # a name of your choice; coco_2017_train and coco_2017_val mean COCO
     json,              # annotations: a path
-    *,
     images,            # folder of the images
+    *,
     decode:bool=False, # also read all images once
     strict:bool=False, # refuse also what would be taken as it was meant, or left out
     objects:bool=True, # refuse a data set without any

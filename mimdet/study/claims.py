@@ -23,7 +23,7 @@ class Spread(NamedTuple):
     freedom:int  # how many trainings it comes from, less one for each model
 
 def pooled_spread(
-    found, # what `mimdet.study.statistics.spread` or `change` gives, of several models; None among them: not run
+    found, # what `mimdet.study.statistics.mean_and_sd` or `change` gives, of several models; None among them: not run
 )->Spread: # None if no model was trained twice
     "The common standard deviation of models that were trained more than once."
     repeated = [v for v in found if v and v['sd'] is not None]

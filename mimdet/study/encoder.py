@@ -17,7 +17,7 @@ PROBES = ['box AP @0.02', 'lost @0.02', 'gained @1', 'c4 moved', 'box AP, stem g
 
 # %% ../../nbs/study/07_encoder.ipynb #50-15351fc6
 def c4_shares(records)->dict:
-    "{(model, ratio): spread} of the share of c4's variance by which it moves, in percent."
+    "{(model, ratio): mean and standard deviation} of the share of c4's variance by which it moves, in percent."
     names = {r['name']: model_name(r) for r in of_kind(records, 'train')}
     shares = {}
     for r in of_kind(records, 'evaluate'):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'save_figure', 'sign_figure', 'write_in_panel', 'captions_of', 'line_styles', 'curve', 'evaluated',
-           'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_along', 'ap_by_size', 'seed_spread', 'sampling', 'smooth',
+           'ap_over_ratio', 'legend', 'ap_over_cost', 'ap_along', 'ap_by_size', 'spread', 'sampling', 'smooth',
            'training_curves', 'cost_over_ratio', 'speed', 'predictions', 'with_examples', 'what_it_sees',
-           'autoencoder_examples']
+           'reconstructions']
 
 # %% ../../nbs/study/10_figures.ipynb #8d24c19653
 from itertools import cycle
@@ -252,7 +252,7 @@ def _size_lines(axes, m, found, ap, look):
 # %% ../../nbs/study/10_figures.ipynb #33-4e0bc8a4
 _MARKERS = 'osD^vP*X'
 
-def seed_spread(records):
+def spread(records):
     "Box AP of every training and sampling seed, around the mean of its model and ratio."
     _, known = evaluated(records)
     done = measurements(records).query("c4 == 'decoder' and samples == 1").dropna(subset=['box AP'])
@@ -648,7 +648,7 @@ def _sight_rows(above, below, example, colours, threshold):
         if ratio not in views: bottom.set_title('not run', fontsize=9, loc='center')
 
 # %% ../../nbs/study/10_figures.ipynb #61-e55cafee
-def autoencoder_examples(
+def reconstructions(
     records,
     images:int=6, # at most how many
 ):

@@ -26,7 +26,7 @@ def plain_number(mean, digits:int=1, **more)->dict:
     return None if mean is None else dict(mean=mean, sd=None, n=None, digits=digits) | more
 
 def cell(
-    value,       # text, what `spread` gives, a pair of such as box and mask, or None: not run
+    value,       # text, what `mean_and_sd` gives, a pair of such as box and mask, or None: not run
     count=True,  # say how many trainings
 )->str:
     "A value as it stands in a table."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pretraining', 'StemFitting', 'share_of_variance', 'fit_stem', 'stem_names', 'stem_effect', 'pretrain', 'autoencoder',
-           'reconstructions', 'painted', 'as_examples', 'load_stem', 'load_autoencoder', 'complete_picture', 'add_stem',
+           'reconstruct', 'painted', 'as_examples', 'load_stem', 'load_autoencoder', 'complete_picture', 'add_stem',
            'load_released']
 
 # %% ../../nbs/training/05_pretrain.ipynb #3db72da16e
@@ -229,7 +229,7 @@ def _decoder_depth(size): return _of_size(size).decoder_depth if size == 'tiny' 
 
 # %% ../../nbs/training/05_pretrain.ipynb #12-a16664c4
 @torch.no_grad()
-def reconstructions(
+def reconstruct(
     model,   # a `Pretraining`
     crops,   # a `Crops`
     draws,   # positions in the stream
