@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'precision', 'member_seed', 'without_padding', 'Detector', 'trusted', 'classes_named', 'build',
-           'SharedBatchNorm', 'synchronise', 'compile_parts', 'evaluating', 'predict', 'draw']
+           'SharedBatchNorm', 'synchronise', 'compile_parts', 'evaluating', 'detect', 'draw']
 
 # %% ../nbs/method/11_detector.ipynb #02-b77d1d94
 import importlib, sys
@@ -274,7 +274,7 @@ def evaluating(model):
     finally: model.train(was_training)
 
 # %% ../nbs/method/11_detector.ipynb #de7ec70003
-def predict(
+def detect(
     model,                # a `Detector`
     image:np.ndarray,     # (H, W, 3) uint8 RGB
     augmentations:list,   # detectron2's, as for evaluation
@@ -291,7 +291,7 @@ def predict(
 # %% ../nbs/method/11_detector.ipynb #de7ec70005
 def draw(
     image:np.ndarray,      # (H, W, 3) uint8 RGB
-    instances,             # from `predict`
+    instances,             # from `detect`
     *,
     class_names,           # one for each category
     threshold:float=0.5,   # show objects scored at least this

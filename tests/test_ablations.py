@@ -13,9 +13,9 @@ from mimdet.measure.probes import best_scores, c4_variance, fit_stem_alone, samp
 from mimdet.base.core import MimdetError, sha256
 from mimdet.study.records import read_record
 from mimdet.detector import build, member_seed
-from mimdet.measure.evaluate import evaluate
+from mimdet.measure.evaluate import evaluate_detector
 from mimdet.measure.predict import examples
-from mimdet.training.pretrain import autoencoder, pretrain
+from mimdet.training.pretrain import autoencoder, run_pretraining
 from mimdet.weights.files import save_weights
 from mimdet.recipes import config, override
 from mimdet.training.optimizer import optimizer_for
@@ -106,7 +106,7 @@ def test_what_cannot_be():
 
 def test_autoencoder_with_a_deeper_decoder(emoji, tmp_path):
     def run(depth):
-        return pretrain(emoji['train']['images'], tmp_path/str(depth), steps=1, batch=2, warmup=0,
+        return run_pretraining(emoji['train']['images'], tmp_path/str(depth), steps=1, batch=2, warmup=0,
                         decoder_depth=depth, stem_steps=0)
     runs = {depth: run(depth) for depth in (0, 2, 4)}
     assert [runs[depth]['settings']['decoder_depth'] for depth in (0, 2, 4)] == [2, 2, 4]
@@ -161,18 +161,18 @@ def test_ensemble_leaves_the_model_as_it_was(loader):
 def test_nothing_to_sample(model, val, loader):
     model = model_of(**model)
     with model.sampled(members=1): pass
-    for work in (lambda: c4(model, loader, 2), lambda: evaluate(model, val, data=config(TINY).data, samples=2)):
+    for work in (lambda: c4(model, loader, 2), lambda: evaluate_detector(model, val, data=config(TINY).data, samples=2)):
         with pytest.raises(MimdetError, match='samples no tokens'): work()
     with pytest.raises(MimdetError, match='no sample ratio'): c4_variance(model, loader, [0.5])
 
 def test_samples_of_a_row(val):
     settings, model = config(TINY).data, model_of()
-    plain, mean = (evaluate(model, val, data=settings, ratio=0.25, seed=1, **more)
+    plain, mean = (evaluate_detector(model, val, data=settings, ratio=0.25, seed=1, **more)
                    for more in ({}, dict(samples=2)))
     assert (plain['samples'], mean['samples']) == (1, 2) and plain['bbox'] != mean['bbox']
-    assert evaluate(model, val, data=settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
+    assert evaluate_detector(model, val, data=settings, ratio=0.25, seed=1, samples=1)['bbox'] == plain['bbox']
     with pytest.raises(MimdetError, match='members=0 must be at least 1'):
-        evaluate(model, val, data=settings, samples=0)
+        evaluate_detector(model, val, data=settings, samples=0)
 
 @pytest.mark.parametrize('model, kept', [
     (dict(), 16),

@@ -8,11 +8,11 @@ from PIL import Image
 from pycocotools import mask as rle
 from mimdet.data import augment, datasets, stream
 from mimdet.base.core import MimdetError
-from mimdet.detector import build, predict
+from mimdet.detector import build, detect
 # What is detectron2's comes after a module of mimdet, which mends detectron2.
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
-from mimdet.measure.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate
+from mimdet.measure.evaluate import EVALUATORS, average_precisions, coco_results, detections, evaluate_detector
 from mimdet.measure.predict import predict_pictures
 from mimdet.recipes import config
 
@@ -232,7 +232,7 @@ def test_a_batch_changes_nothing(ratio, model, mixed):
 def test_evaluate(model, emoji):
     "The same row by either evaluator, but for its name and the time."
     info = datasets.register('evaluators', emoji['val']['json'], images=emoji['val']['images'])
-    rows = [evaluate(model, info, data=CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
+    rows = [evaluate_detector(model, info, data=CFG.data, batch=4, limit=4, evaluator=name) for name in EVALUATORS]
     assert [row.pop('evaluator') for row in rows] == list(EVALUATORS)
     for row in rows: del row['seconds']
     assert rows[0] == rows[1] and rows[0]['images'] == 4
@@ -245,7 +245,7 @@ def pictures(emoji): return sorted(Path(emoji['train']['images']).glob('*'))[:3]
 def test_pictures_as_one_by_one(model, pictures, tmp_path, capsys):
     found, lines = [], []
     for path in pictures:
-        instances = predict(model, datasets.read_image(path), augment.test_augmentation_of(CFG.data), path.name)
+        instances = detect(model, datasets.read_image(path), augment.test_augmentation_of(CFG.data), path.name)
         entries = instances_to_coco_json(instances[instances.scores >= .3], path.name)
         names = [CFG.data.classes[e['category_id']] for e in entries]
         for entry, name in zip(entries, names):

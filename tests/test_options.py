@@ -179,7 +179,7 @@ def training(cfg, folder, monkeypatch):
     watch(engine, 'save_weights', lambda content, path: path.name)
     watch(evaluate, 'average_precisions', lambda json, found, *_: [f['bbox'] for f in found])
     cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
-    result = train.train(cfg)
+    result = train.run_training(cfg)
     monkeypatch.undo()
     output = Path(cfg.train.output_dir)
     rows = [json.loads(line) for line in (output/'metrics.jsonl').read_text().splitlines()]

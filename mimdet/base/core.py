@@ -6,10 +6,11 @@
 __all__ = ['MimdetError', 'say_once', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256', 'config_hash',
            'plain_sha256', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'released_files',
            'safetensors_metadata', 'released', 'complaining', 'command', 'cpu_name', 'usable_cores', 'hardware',
-           'peak_memory_mb', 'shared_memory', 'pick_device', 'encode_bytes', 'decode_bytes']
+           'peak_memory_mb', 'shared_memory', 'pick_device', 'encode_bytes', 'decode_bytes', 'Text', 'Shown',
+           'facts_table']
 
 # %% ../../nbs/base/01_core.ipynb #eb6d51893c
-import base64, hashlib, json, logging, os, platform, resource, sys
+import base64, hashlib, html, json, logging, os, platform, resource, sys
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -140,6 +141,9 @@ def command(func):
     def main(
         argv=None, # the arguments; default: those of the process
     ):
+        if argv is not None and not isinstance(argv, (list, tuple)):
+            raise MimdetError(f'{func.__name__} takes the words of a command line, a list; '
+                              f'in Python call mimdet.{func.__name__.removeprefix("mimdet_")}(...)')
         argv = sys.argv[1:] if argv is None else argv
         argv = [_underscored(a) if a.startswith('--') else a for a in argv]
         name = func.__name__
@@ -213,3 +217,18 @@ def encode_bytes(data:bytes)->str:
 def decode_bytes(text:str)->bytes:
     "The inverse of `encode_bytes`."
     return base64.b64decode(text, validate=True)
+
+# %% ../../nbs/base/01_core.ipynb #a9100005
+class Text(str):
+    "Text that a notebook shows as it is."
+    def _repr_html_(self): return f'<pre>{html.escape(self)}</pre>'
+
+class Shown:
+    "What has a `table`, a data frame, and shows it in a notebook."
+    def _repr_html_(self): return self.table._repr_html_()
+
+def facts_table(facts:dict):
+    "A data frame with one column, without what is None."
+    import pandas as pd
+    known = {k: v for k, v in facts.items() if v is not None}
+    return pd.DataFrame({'': known.values()}, index=[*known], dtype=object)

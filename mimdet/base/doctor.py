@@ -6,14 +6,14 @@
 __all__ = ['SETUP', 'WORKERS', 'IMAGES', 'CheckResult', 'check_python', 'one_line', 'installed', 'check_import',
            'check_requirements', 'gpus', 'check_devices', 'check_torch', 'check_detectron2', 'check_tool',
            'check_datasets', 'check_room', 'check_disk', 'free_memory', 'check_memory', 'check_shared_memory',
-           'check_writable', 'check_folders', 'show', 'examine']
+           'check_writable', 'check_folders', 'show', 'examine', 'Findings', 'doctor']
 
 # %% ../../nbs/base/04_doctor.ipynb #02-55c04afc
 import importlib, importlib.metadata, os, re, shutil, subprocess, sys, tempfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from .core import cpu_name, datasets_dir, shared_memory, usable_cores
+from .core import Text, cpu_name, datasets_dir, shared_memory, usable_cores
 
 # %% ../../nbs/base/04_doctor.ipynb #05-a3195162
 class CheckResult(NamedTuple):
@@ -295,3 +295,13 @@ def examine(
 
 def _subject(check):
     return check.args[0] if isinstance(check, partial) else check.__name__.removeprefix('check_')
+
+# %% ../../nbs/base/04_doctor.ipynb #a910001d
+class Findings(list):
+    "What `doctor` found, a `CheckResult` each."
+    def __str__(self): return show(self)
+    def _repr_html_(self): return Text(self)._repr_html_()
+
+def doctor()->Findings:
+    "What this machine has, what is wrong with it, and what to do."
+    return Findings(examine())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_dataset', 'size_mistake', 'picture_mistake', 'check_pictures', 'check_dataset', 'DatasetInfo', 'records_of',
-           'register']
+           'register', 'print_dataset']
 
 # %% ../../nbs/data/04_datasets.ipynb #2e3df716d7
 import os
@@ -18,6 +18,7 @@ from tqdm import tqdm
 import mimdet.base.compat
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from ..base.core import MimdetError, datasets_dir
 from .coco import Reading, as_rle, check_objects, labels, read_coco
 from .images import is_turned, picture_kind, read_image
@@ -193,3 +194,8 @@ def register(
                               'choose another name')
     return DatasetInfo(name, str(json), str(images), tuple(summary['categories']), tuple(ids),
                        summary['masks'], summary['sha256'], reading)
+
+# %% ../../nbs/data/04_datasets.ipynb #a9100040
+def print_dataset(info:DatasetInfo):
+    "Print in one line what was taken or left out of a data set, if anything was."
+    if comm.is_main_process() and info.reading.report.summary: print(info.reading.report.summary, flush=True)

@@ -54,10 +54,10 @@ def _list_released():
 @command
 def mimdet_doctor():
     "Say what this machine has, what is wrong with it, and what to do; exits with 1 if something is wrong."
-    from mimdet.base.doctor import examine, show
+    from mimdet.base.doctor import doctor
     warnings.simplefilter('ignore')
-    findings = examine()
-    print(show(findings))
+    findings = doctor()
+    print(findings)
     wrong = sum(f.level == 'wrong' for f in findings)
     print(f'\n{wrong} wrong' if wrong else '\nNothing is wrong.')
     if wrong: sys.exit(1)
@@ -164,19 +164,11 @@ def mimdet_pretrain(
     stem_for:str='',      # pre-train nothing: fit a stem to this full MAE file, and write both to the output folder
 ):
     "Pre-train a masked autoencoder on a folder of images, and fit a stem to it."
-    from mimdet.training.pretrain import add_stem, pretrain
-    if stem_for:
-        if stem_steps is None: stem_steps = 1000
-        if stem_steps < 1: raise MimdetError(f'--stem-steps {stem_steps}: --stem-for needs some')
-        out = add_stem(stem_for, images, output=output, steps=stem_steps, batch=stem_batch, least=least, seed=seed,
-                       device=device, memory_mb=memory_mb, resume=resume)
-        return print(f"{out['path']}: the stem's tokens are off by {out['error']:.1%} of their variance; "
-                     f"the autoencoder's loss is {out['loss']:.4f}, with the stem {out['loss_with_stem']:.4f}; "
-                     f"sha256 {out['sha256']}")
-    out = pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
+    from mimdet.training.pretrain import pretrain
+    print(pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
                    decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb,
-                   resume=resume, least=least, stem_steps=stem_steps, stem_batch=stem_batch)
-    print(f"{out['path']}: {steps} steps in {out['seconds']:.0f} s on {out['device']}, sha256 {out['sha256']}")
+                   resume=resume, least=least, stem_steps=stem_steps, stem_batch=stem_batch, stem_for=stem_for,
+                   bars=False))
 
 # %% ../../nbs/training/09_commands.ipynb #19-c85cd047
 @command
@@ -189,12 +181,8 @@ def mimdet_convert(
     force:bool=False,      # write over an existing OUTPUT
 ):
     "Describe a file of weights, or convert it to safetensors and back."
-    from mimdet.weights.convert import convert, description, download
-    if fetch:
-        if output: raise MimdetError('--fetch takes the place of SOURCE: give one file at most, the output')
-        source, output = download(fetch), source
-    if not source: raise MimdetError('give a file of weights, or --fetch OWNER/REPO')
-    print(convert(source, output, names, force) if output else description(source))
+    from mimdet.weights.convert import convert
+    print(convert(source, output, names=names, fetch=fetch, force=force))
 
 # %% ../../nbs/training/09_commands.ipynb #22-1f42d706
 @command
@@ -223,35 +211,20 @@ def mimdet_train(
     dist_url:str='auto', # tcp://host:port of machine 0; needed with several machines
 ):
     "Train a detector on COCO or on your own data, on one GPU or many."
-    from mimdet.data.datasets import check_dataset, parse_dataset
-    from mimdet.recipes import override
-    from mimdet.training.train import is_file, launch_training, read_config
+    from mimdet.training.train import launch_training, training_config
     if eval_only and output and not init and Path(output, 'config.yaml').is_file(): config = f'{output}/config.yaml'
-    changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
-    if dataset and not is_file(config):
-        there = check_dataset(*parse_dataset(dataset))['images'] # read once: training finds it read
-        changes |= dict(images=min(there, first or there))
-    cfg = read_config(config, **changes)
-    if first: cfg.data.first = first
-    if strict: cfg.data.strict = True
-    options = dict(output_dir=output or None, seed=seed, device=device or None,
-                   init_checkpoint=init or None, allow_partial=allow_partial or None)
-    for key, value in options.items():
-        if value is not None: cfg.train[key] = value
-    if dataset: cfg.data.train, cfg.data.val = dataset, val
-    if val: cfg.data.val = val
-    if mae: cfg.mae_checkpoint.path = mae
-    launch_training(override(cfg, list(overrides)), resume, allow_changes=allow_changes, eval_only=eval_only,
-                    num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank, dist_url=dist_url)
+    cfg = training_config(config, dataset=dataset, val=val, output=output, epochs=epochs, batch=batch, mae=mae,
+                          first=first, init=init, allow_partial=allow_partial, strict=strict, seed=seed, device=device,
+                          overrides=overrides)
+    launch_training(cfg, resume, allow_changes=allow_changes, eval_only=eval_only, num_gpus=num_gpus,
+                    num_machines=num_machines, machine_rank=machine_rank, dist_url=dist_url)
 
 # %% ../../nbs/training/09_commands.ipynb #25-541fa34d
 def _parse_ratios(text):
-    from mimdet.tokens import check_ratio
     if not text: return [None]
-    try: ratios = [float(part) for part in text.split(',')]
+    try: return [float(part) for part in text.split(',')]
     except ValueError:
         raise MimdetError(f'--ratio {text!r}: give numbers separated by commas, such as 0.25,0.5,1') from None
-    return [check_ratio(ratio) for ratio in ratios]
 
 # %% ../../nbs/training/09_commands.ipynb #4e463244ec
 @command
@@ -272,31 +245,12 @@ def mimdet_evaluate(
     device:str='auto', # cpu, cuda, ...
 ):
     "Box and mask AP at any sample ratio, strategy and seed."
-    from mimdet.data.datasets import parse_dataset, register
-    from mimdet.measure.evaluate import check_classes, evaluate, format_rows
-    from mimdet.weights.models import load_model
-    from mimdet.training.train import print_dataset
-    ratios = _parse_ratios(ratio)
-    if limit < 0: raise MimdetError(f'--limit {limit} is negative')
-    cfg, model, report = load_model(run, weights, device)
-    if weights: print(report)
-    if precision: model.set_precision(precision)
-    dataset = dataset or cfg.data.val
-    if not dataset: raise MimdetError(f'{run} names no validation set: give --dataset annotations.json:images/')
-    info = register(f'evaluate:{dataset}', *parse_dataset(dataset), strict=strict)
-    print_dataset(info)
-    check_classes(cfg, info)
-    rows = []
-    for r in ratios:
-        name = f'{output}/predictions_{model.ratio if r is None else r:g}.json' if output else ''
-        row = evaluate(model, info, data=cfg.data, ratio=r, strategy=strategy or None, seed=seed, batch=batch,
-                       limit=limit or None, predictions=name, evaluator=evaluator)
-        rows.append(row | dict(weights=report.sha256, dataset=info.sha256))
-    first = rows[0]
-    sampled = f'sampling {first["strategy"]}, seed {first["seed"]}'
-    print(f'{info.json}: {first["images"]} images, {sampled}, {first["precision"]}, weights {report.sha256}')
-    print(format_rows(rows))
-    if output: write_json(f'{output}/metrics.json', rows)
+    from mimdet.measure.evaluate import evaluate
+    from mimdet.weights.models import load
+    model = load(run, weights, device=device, precision=precision)
+    if weights: print(model.report)
+    print(evaluate(model, dataset, ratio=_parse_ratios(ratio), strategy=strategy, seed=seed, output=output, batch=batch,
+                   limit=limit, evaluator=evaluator, strict=strict))
 
 # %% ../../nbs/training/09_commands.ipynb #28-12b5de0d
 @command
@@ -314,12 +268,9 @@ def mimdet_predict(
     device:str='auto',   # cpu, cuda, ...
 ):
     "Find objects in pictures: draws them, and writes boxes and masks in COCO's results format."
-    from mimdet.measure.predict import find_pictures, predict_pictures
-    from mimdet.weights.models import load_model
-    cfg, model, report = load_model(run, weights, device)
-    if weights: print(report)
-    if precision: model.set_precision(precision)
-    paths = find_pictures(images)
-    with model.sampled(ratio, seed=seed):
-        found = predict_pictures(model, cfg.data, paths=paths, output=output, threshold=threshold, scale=scale)
-    print(f'{len(found)} objects in {len(paths)} images: {output}')
+    from mimdet.measure.predict import predict
+    from mimdet.weights.models import load
+    model = load(run, weights, device=device, precision=precision)
+    if weights: print(model.report)
+    found = predict(model, images, output=output, threshold=threshold, ratio=ratio, seed=seed, scale=scale)
+    print(f'{found}: {output}')
