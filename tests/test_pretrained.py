@@ -183,9 +183,9 @@ def test_published_names_and_shapes(row, meta_file):
         assert report.loaded == sorted(own)
         assert sorted(report.resized) == (positions(own) if side != pixels else [])
 
-@pytest.mark.parametrize('pixels', [224, 256])
 def label_of(design): return next(kind.signs[design][0] for kind in BACKBONES.values() if design in kind.signs)
 
+@pytest.mark.parametrize('pixels', [224, 256])
 @pytest.mark.parametrize('design', DESIGNS)
 def test_published_values(design, pixels, tmp_path):
     model, weights = narrow_model(design, 256), fill(narrow(design, pixels))

@@ -433,7 +433,7 @@ def test_figures_of_few_records(strict):
     "A figure stands with what there is: one training, one ratio, an empty prediction, a ratio that one image lacks."
     alone = example(0, (.5, 1.))
     alone['views'][0]['predictions'] = []
-    records = [train('a'), evaluate('a', [row(.5, 30, 20)], data=[alone, example(1, (.5,))])]
+    records = [train('a'), evaluate('a', [row(.5, 30, 20)], [alone, example(1, (.5,))])]
     for name in set(FIGURES) - {'reconstructions'}: getattr(plots, name)(records)
     training_curves([pretrain()])
 
