@@ -21,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab lock bundle clean clean-runs
+.PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab test-lab lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
@@ -60,10 +60,12 @@ docs-serve: docs ## the site at http://127.0.0.1:8000 (PORT=8000)
 readme: setup ## write README.md from nbs/index.ipynb
 	@$(RUN) python tools/readme.py
 
-lab: OPTIONS = --notebook-dir=nbs --LabApp.default_url=/lab/tree/tutorials/explore.ipynb \
-               --FileContentsManager.pre_save_hook=clean_notebooks.before_save
 lab: setup ## open the tutorials in JupyterLab, which saves notebooks without outputs
-	@$(RUN) PYTHONPATH=tools jupyter lab $(OPTIONS) $(FLAGS)
+	@$(RUN) PYTHONPATH=tools IPYTHONDIR=tools/ipython jupyter lab --config=tools/lab.py --notebook-dir=. \
+	    --LabApp.default_url=/lab/tree/nbs/tutorials/explore.ipynb $(FLAGS)
+
+test-lab: setup ## the tutorials in a real JupyterLab and Chromium, as a reader uses them (minutes; not a part of make test)
+	@$(RUN) python -m pytest -q tests/lab.py
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
 	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -84,6 +84,7 @@ class Detector(GeneralizedRCNN):
             raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
         self.strategy, self.sample_seed, self.padded = strategy, sample_seed, padded
         self.members = 1 # samples that c4 is the mean of
+        self.chosen = None # noise that stands for chosen tokens
         self.set_precision(amp)
 
     def set_precision(self, amp):
@@ -132,6 +133,7 @@ class Detector(GeneralizedRCNN):
 @patch
 def noise_for(self:Detector, batched_inputs, batch):
     "(B, N), what decides which tokens are seen; with several members (M, B, N)."
+    if self.chosen is not None: return self.chosen.expand(len(batched_inputs), -1)
     drawn = [self.training and 'draw' in x for x in batched_inputs]
     seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
              for own, x in zip(drawn, batched_inputs)]
@@ -172,6 +174,20 @@ def _sample(self:Detector, ratio, strategy, seed, members):
         raise MimdetError(f'this model samples no tokens, so there is nothing to average over {members=}')
     if samples: self.bottom_up.sample_ratio = check_ratio(ratio)
     self.strategy, self.sample_seed, self.members = strategy, seed, members
+
+# %% ../nbs/method/11_detector.ipynb #5ee0000002
+@patch
+@contextmanager
+def seeing(self:Detector,
+    kept,       # numbers of the tokens that the encoder sees, in raster order of the padded image
+    tokens:int, # how many there are
+):
+    "The detector whose encoder sees these tokens of every picture inside the block. Raises `MimdetError` for none."
+    if not len(kept): raise MimdetError('no token is kept: the encoder needs one at least')
+    with self.sampled(min(1., (len(kept) + .5)/tokens)):
+        self.chosen = torch.ones(1, tokens).index_fill(1, torch.tensor([*kept]), 0.)
+        try: yield self
+        finally: self.chosen = None
 
 # %% ../nbs/method/11_detector.ipynb #05-39a8588d
 @patch
