@@ -177,7 +177,7 @@ def training(cfg, folder, monkeypatch):
         monkeypatch.setattr(module, name, watched)
     watch(train, 'train_loader', lambda *_, workers, **__: workers)
     watch(engine, 'save_weights', lambda content, path: path.name)
-    watch(evaluate, 'average_precisions', lambda json, found, *_: [f['bbox'] for f in found])
+    watch(evaluate, 'average_precisions', lambda json, found, **_: [f['bbox'] for f in found])
     cfg.train.output_dir = cfg.train.output_dir.replace('runs/', f'{folder}/')
     result = train.run_training(cfg)
     monkeypatch.undo()
