@@ -97,7 +97,7 @@ def main():
     parser.add_argument('--keep', help='folder for executed copies, such as build/executed')
     parser.add_argument('--junit', help='file for the outcomes as JUnit XML')
     args = parser.parse_args()
-    os.environ['IN_TEST'] = '1'
+    os.environ |= dict(IN_TEST='1', TQDM_DISABLE='1') # nobody is there to click, and bars are no output
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count()//args.n)))
     flags = set(SETTINGS['DEFAULT']['tst_flags'].split()) - set(args.flags.split())
     outcomes = asyncio.run(run_all(notebooks(args.paths), args.n, flags=flags, timeout=args.timeout, keep=args.keep))

@@ -6,11 +6,11 @@
 __all__ = ['MimdetError', 'say_once', 'atomic_path', 'write_text', 'write_json', 'read_json', 'sha256', 'config_hash',
            'plain_sha256', 'seed_for', 'rng_for', 'datasets_dir', 'project_root', 'released_files',
            'safetensors_metadata', 'released', 'complaining', 'command', 'cpu_name', 'usable_cores', 'hardware',
-           'peak_memory_mb', 'shared_memory', 'pick_device', 'encode_bytes', 'decode_bytes', 'Text', 'Shown',
-           'facts_table']
+           'peak_memory_mb', 'shared_memory', 'pick_device', 'encode_bytes', 'decode_bytes', 'workplace', 'Text',
+           'Shown', 'facts_table']
 
 # %% ../../nbs/base/01_core.ipynb #eb6d51893c
-import base64, hashlib, html, json, logging, os, platform, resource, sys
+import atexit, base64, hashlib, html, json, logging, os, platform, resource, shutil, sys, tempfile
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -217,6 +217,16 @@ def encode_bytes(data:bytes)->str:
 def decode_bytes(text:str)->bytes:
     "The inverse of `encode_bytes`."
     return base64.b64decode(text, validate=True)
+
+# %% ../../nbs/base/01_core.ipynb #a9100051
+def workplace(
+    output='', # a folder of one's own
+)->Path:
+    "Where a notebook puts what it makes: a temporary folder, removed when the kernel ends."
+    if output: return Path(output)
+    folder = tempfile.mkdtemp(prefix='mimdet-')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 # %% ../../nbs/base/01_core.ipynb #a9100005
 class Text(str):

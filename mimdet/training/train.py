@@ -131,7 +131,7 @@ def evaluation_hooks(
     if not info: return []
     def run():
         row = evaluate_detector(model, info, data=cfg.data)
-        if comm.is_main_process(): print(format_rows([row]), flush=True)
+        if comm.is_main_process() and not bars_shown(): print(format_rows([row]), flush=True)
         return {kind: {k: v for k, v in row[kind].items() if isinstance(v, float)}
                 for kind in ('bbox', 'segm') if kind in row}
     return [Evaluation(cfg.train.eval_period, run)]
@@ -377,13 +377,17 @@ class Trained(Shown):
     @property
     def losses(self):
         "Total loss by iteration, a pandas Series."
-        rows = {row['iteration']: row['total_loss'] for row in read_metrics(self.folder) if 'total_loss' in row}
-        return pd.Series(rows, name='total loss').rename_axis('iteration')
+        curves = read_metrics(self.folder)
+        known = pd.Series(curves['total_loss'], pd.Index(curves['iteration'], name='iteration'), name='total loss')
+        return known.dropna()
 
     @property
     def table(self):
-        losses = self.losses
-        return facts_table(dict(weights=str(self), iterations=losses.index.max() + 1, loss=round(losses.iloc[-1], 3)))
+        losses, curves = self.losses, read_metrics(self.folder)
+        scores = {name: next((v for v in reversed(curves.get(key, [])) if v is not None), None)
+                  for name, key in (('box AP', 'bbox/AP'), ('mask AP', 'segm/AP'))}
+        return facts_table(dict(weights=str(self), iterations=losses.index.max() + 1, loss=round(losses.iloc[-1], 3))
+                           | scores)
 
     def __str__(self): return f'{self.folder}/model_final.pth'
 
