@@ -1,0 +1,138 @@
+"""The tutorials in a real JupyterLab and Chromium, as a reader uses them (`make test-lab`; not a part of `make test`)."""
+import json, os, re, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+import pytest
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import CHROMIUM, browser
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOGRAPHS = sorted((ROOT.parent/'shared'/'coco_sample').rglob('*.jpg'))
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium is installed')
+
+@pytest.fixture(scope='module')
+def lab():
+    "The address of a server as `make lab` starts it."
+    told = subprocess.run(['make', '--no-print-directory', '-n', 'lab'], cwd=ROOT, capture_output=True, text=True)
+    command = told.stdout.replace('\\\n', ' ').splitlines()[-1]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    options = f'--no-browser --allow-root --port={port} --IdentityProvider.token=test --expose-app-in-browser'
+    server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=ROOT,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5)
+            except OSError: time.sleep(.2)
+            else: break
+        else: pytest.fail('the server does not answer')
+        yield f'http://127.0.0.1:{port}/lab/tree'
+    finally:
+        server.terminate()
+        server.wait()
+
+def until(tab, expression, seconds):
+    "Wait until JavaScript gives something true; returns it, and fails after so many seconds."
+    began = time.time()
+    while time.time() - began < seconds:
+        if found := tab.evaluate(expression): return found
+        time.sleep(.2)
+    tab.screenshot('/tmp/lab_failed.png')
+    pytest.fail(f'not within {seconds} s: {expression}')
+
+APP = 'window.jupyterapp.shell.currentWidget'
+IDLE = f"({APP}?.sessionContext?.session?.kernel?.status == 'idle')"
+
+@contextmanager
+def notebook(lab, path):
+    "A tab with a notebook whose kernel is ready."
+    with browser() as tab:
+        tab.open(f'{lab}/nbs/{path}?token=test&reset', 1600, 1300, 'light')
+        until(tab, f'window.jupyterapp && {APP}?.content?.widgets?.length > 1 && {IDLE}', 60)
+        yield tab
+
+def execute(tab, name): tab.evaluate(f"window.jupyterapp.commands.execute('{name}').then(() => 0, () => 0), 0")
+
+def texts(tab): return tab.evaluate(f"""{APP}.content.widgets.map(cell => cell.model.type == 'code' ?
+    JSON.stringify(cell.model.outputs.toJSON()) : '')""")
+
+def counts(tab): return tab.evaluate(f"""{APP}.content.widgets.filter(cell => cell.model.type == 'code')
+    .map(cell => cell.model.executionCount)""")
+
+def broken(tab): return tab.evaluate("""[...document.images].filter(i => i.complete && !i.naturalWidth && i.src)
+    .map(i => i.src.slice(0, 80))""")
+
+def mouse(tab, kind, x, y): tab.call('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', buttons=1,
+                                     clickCount=1)
+
+def click(tab, x, y):
+    for kind in ('mousePressed', 'mouseReleased'): mouse(tab, kind, x, y)
+
+CANVAS = "document.querySelector('.jupyter-matplotlib canvas')"
+
+def picture(tab): return tab.evaluate(f'{CANVAS}.toDataURL()')
+
+def changed(tab, act, seconds=10):
+    "How long it takes until the picture is another after an action, and then stays."
+    before, began = picture(tab), time.time()
+    act()
+    while (now := picture(tab)) == before:
+        if time.time() - began > seconds: pytest.fail('the picture does not change')
+        time.sleep(.1)
+    took = time.time() - began
+    while (later := picture(tab)) != now: now = later
+    return took
+
+def test_opening_a_notebook_leaves_it_clean(lab):
+    with notebook(lab, 'tutorials/explore.ipynb') as tab:
+        time.sleep(3)
+        assert not tab.evaluate(f'{APP}.context.model.dirty')
+
+@pytest.mark.parametrize('path', ['index.ipynb', 'method/index.ipynb', 'tutorials/own_data.ipynb'])
+def test_pictures_of_a_page_are_there(lab, path):
+    with notebook(lab, path) as tab:
+        time.sleep(1)
+        assert broken(tab) == []
+
+def test_explore(lab, tmp_path):
+    "A slider, three tokens, and a picture of one's own."
+    with notebook(lab, 'tutorials/explore.ipynb') as tab:
+        began = time.time()
+        execute(tab, 'notebook:run-all-cells')
+        until(tab, f'{CANVAS}?.width > 300', 90)
+        until(tab, IDLE, 90)
+        print(f'explore: all cells in {time.time() - began:.0f} s')
+        tab.evaluate(f'{CANVAS}.scrollIntoView(), 0')
+        x, y, width, height = tab.evaluate(f'(() => {{ const r = {CANVAS}.getBoundingClientRect(); '
+                                           'return [r.x, r.y, r.width, r.height] })()')
+        for k in range(3):
+            took = changed(tab, lambda: click(tab, x + width*(.05 + .04*k), y + height*.2))
+            print(f'a token: {took:.1f} s')
+        slide = "document.querySelector('.widget-slider .noUi-handle')"
+        tab.evaluate(f'{slide}.focus(), 0')
+        def press(): [tab.call('Input.dispatchKeyEvent', type=kind, key='ArrowRight', code='ArrowRight',
+                               windowsVirtualKeyCode=39) for kind in ('keyDown', 'keyUp')]
+        print(f'the ratio: {changed(tab, press):.1f} s')
+        own = PHOTOGRAPHS[0] if PHOTOGRAPHS else next((ROOT/'figures'/'quick').glob('*.png'))
+        tab.call('DOM.enable')
+        root = tab.call('DOM.getDocument')['root']['nodeId']
+        field = tab.call('DOM.querySelector', nodeId=root, selector='.jupyter-widget-upload input, input[type=file]')
+        def upload(): tab.call('DOM.setFileInputFiles', nodeId=field['nodeId'], files=[str(own)])
+        print(f'a picture of one\'s own: {changed(tab, upload):.1f} s')
+        tab.screenshot(os.environ.get('SCREENSHOT', tmp_path/'explore.png'))
+        assert broken(tab) == []
+
+def test_a_cell_that_was_interrupted_runs_again(lab):
+    with notebook(lab, 'tutorials/from_scratch.ipynb') as tab:
+        execute(tab, 'notebook:run-all-cells')
+        training = f'{APP}.content.widgets.find(cell => cell.model.sharedModel.source.includes("mimdet.pretrain("))'
+        until(tab, f'{training}.model.outputs.toJSON().length', 120) # the bar is there at once
+        time.sleep(5)
+        execute(tab, 'kernelmenu:interrupt')
+        until(tab, IDLE, 60)
+        assert 'KeyboardInterrupt' in ''.join(texts(tab))
+        execute(tab, 'notebook:run-all-cells')
+        time.sleep(2)
+        until(tab, f'{IDLE} && {APP}.content.widgets.at(-2).model.executionCount', 300)
+        assert not re.search('"output_type": ?"error"', ''.join(texts(tab)))
