@@ -19,17 +19,23 @@ from ..recipes import RECIPES, Recipe
 def check_parameters(
     cells, # the sources executed so far: IPython's `In`
 ):
-    "Raise `MimdetError` if papermill injected a parameter that the notebook does not have."
-    for default, injected in zip(cells, cells[1:]):
-        if not injected.startswith('# Parameters\n'): continue
-        known, given = _assigned(default), _assigned(injected)
-        unknown = sorted(given - known)
+    """Raise `MimdetError` if a parameter was given that the notebook does not have: in the cell that papermill adds,
+    or in the first cell, edited and run again."""
+    if len(cells) < 2: return
+    known = _assigned(cells[1])
+    for later in cells[2:]:
+        given = _assigned(later)
+        edited = 2*len(given & known) >= len(known) and _only_assigns(later)
+        unknown = sorted(given - known) if edited or later.startswith('# Parameters\n') else []
         if unknown:
             raise MimdetError(f'unknown parameter {unknown[0]!r}; this notebook has {", ".join(sorted(known))}')
 
 def _assigned(source):
-    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    try: names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    except SyntaxError: return set() # a line for IPython
     return {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+def _only_assigns(source): return all(isinstance(line, ast.Assign) for line in ast.parse(source).body)
 
 # %% ../../nbs/study/01_records.ipynb #28-3917623f
 _PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detectron2', 'pycocotools', 'hotcoco',
