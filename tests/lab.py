@@ -1,4 +1,5 @@
-"""The tutorials in a real JupyterLab and Chromium, as a reader uses them (`make test-lab`; not a part of `make test`)."""
+"""The tutorials in a real JupyterLab and Chromium, as a reader uses them.
+`make test-lab` runs this; it is not a part of `make test`."""
 import json, os, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path

@@ -161,7 +161,8 @@ def test_ensemble_leaves_the_model_as_it_was(loader):
 def test_nothing_to_sample(model, val, loader):
     model = model_of(**model)
     with model.sampled(members=1): pass
-    for work in (lambda: c4(model, loader, 2), lambda: evaluate_detector(model, val, data=config(TINY).data, samples=2)):
+    data = config(TINY).data
+    for work in (lambda: c4(model, loader, 2), lambda: evaluate_detector(model, val, data=data, samples=2)):
         with pytest.raises(MimdetError, match='samples no tokens'): work()
     with pytest.raises(MimdetError, match='no sample ratio'): c4_variance(model, loader, [0.5])
 

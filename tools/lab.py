@@ -1,4 +1,4 @@
-"""What JupyterLab is given under `make lab`: notebooks are saved clean, and one that is only looked at stays unchanged."""
+"""What JupyterLab is given under `make lab`: notebooks are saved clean, and one that is only looked at is unchanged."""
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager

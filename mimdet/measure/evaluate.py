@@ -246,7 +246,7 @@ class Evaluated(Shown):
 # %% ../../nbs/measure/02_evaluate.ipynb #a9100013
 def evaluate(
     model,              # as for `mimdet.weights.models.load`
-    dataset:str='',     # annotations.json:images/, or coco_2017_val; default: the validation set of the model's training
+    dataset:str='',     # annotations.json:images/, or coco_2017_val; default: what the model was validated on
     *,
     ratio=None,         # sample ratio, or a list of them; default: the model's own
     strategy:str='',    # random, grid or block; default: the model's own

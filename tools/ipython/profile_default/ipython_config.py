@@ -1,9 +1,9 @@
 """How kernels start under `make lab`: in the project's root, so that paths and outputs are those of the commands,
 and with modules read anew when nbdev_export has written them."""
-import os
 from pathlib import Path
 
 c = get_config() # noqa: F821, IPython's
 c.InteractiveShellApp.extensions = ['autoreload']
-c.InteractiveShellApp.exec_lines = ['%autoreload 2', f'import os; os.chdir({str(Path(__file__).resolve().parents[3])!r})']
+root = Path(__file__).resolve().parents[3]
+c.InteractiveShellApp.exec_lines = ['%autoreload 2', f'import os; os.chdir({str(root)!r})']
 c.HistoryManager.hist_file = ':memory:'
