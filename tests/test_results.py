@@ -17,7 +17,7 @@ from mimdet.study.tables import (ablation_table, ensemble_table, main_table, pub
 from mimdet.study.pages import caption, digest, escape, latex, markdown, read_digest, save_table, write_table
 from mimdet.study.cost import cost_of
 from mimdet.study.encoder import encoder_use, ordered
-from mimdet.study.records import load, models, runs_frame, records_of_models
+from mimdet.study.records import load_records, models, runs_frame, records_of_models
 from mimdet.study.statistics import mean_and_sd
 from synthetic import (ABLATION_ROWS, MAIN_ROWS, RATIO_ROWS, cost, evaluate, evaluated, example, pretrain, row, scene,
                        study, train, write)
@@ -561,17 +561,17 @@ def test_records_from_before_a_study():
     plt.close('all')
 
 def test_load_names_the_folder(tmp_path):
-    with pytest.raises(MimdetError, match=f'no run records in {tmp_path}/quick'): load('quick', tmp_path)
+    with pytest.raises(MimdetError, match=f'no run records in {tmp_path}/quick'): load_records('quick', tmp_path)
 
 def test_load_refuses_what_is_no_record(tmp_path):
     write(STUDY, tmp_path)
-    assert len(load('quick', tmp_path)) == len(STUDY)
+    assert len(load_records('quick', tmp_path)) == len(STUDY)
     bad = train('v2_sr0.5')
     bad['params']['seed'] = 9
     write_json(tmp_path/'quick'/'train_v2_sr0.5_seed0.json', bad)
-    with pytest.raises(MimdetError, match='was it edited'): load('quick', tmp_path)
+    with pytest.raises(MimdetError, match='was it edited'): load_records('quick', tmp_path)
     (tmp_path/'quick'/'train_v2_sr0.5_seed0.json').write_text('{"a": ')
-    with pytest.raises(MimdetError, match='train_v2_sr0.5_seed0.json is not JSON'): load('quick', tmp_path)
+    with pytest.raises(MimdetError, match='train_v2_sr0.5_seed0.json is not JSON'): load_records('quick', tmp_path)
 
 # --- the figure notebooks ---
 

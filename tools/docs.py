@@ -110,14 +110,21 @@ def signature(node):
     fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
     return f'{node.name}({re.sub("^self(, )?", "", ast.unparse(init.args)) if init else ", ".join(fields)})'
 
+def qualified(node):
+    "The name of what a cell defines; of a method that is patched into its class, with the class."
+    patched = any(ast.unparse(decorator) == 'patch' for decorator in node.decorator_list)
+    return f'{ast.unparse(node.args.args[0].annotation)}.{node.name}' if patched else node.name
+
 def reference(code, module):
     "Name, signature, docstring and link to the source of what an exported cell defines, as Markdown."
     path = ROOT.joinpath('mimdet', *module.split('.')).with_suffix('.py')
     lines = {n.name: n.lineno for n in ast.parse(path.read_text()).body if hasattr(n, 'name')}
     for node in ast.parse(code).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != '_':
-            target, file = INDEX['syms'][f'mimdet.{module}'][f'mimdet.{module}.{node.name}']
-            yield (f'### {node.name} {{#{target.partition("#")[2]}}}\n\n'
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+        name = qualified(node)
+        if not any(part.startswith('_') for part in name.split('.')):
+            target, file = INDEX['syms'][f'mimdet.{module}'][f'mimdet.{module}.{name}']
+            yield (f'### {name} {{#{target.partition("#")[2]}}}\n\n'
                    f'::: {{.reference}}\n```python\n{signature(node)}\n```\n\n'
                    f'{ast.get_docstring(node) or ""} [source]({GIT}/{file}#L{lines[node.name]})\n:::')
 

@@ -12,7 +12,7 @@ from operator import getitem
 from pathlib import Path
 import nbformat, yaml
 from mimdet.base.core import MimdetError
-from mimdet.study.records import read_record, load
+from mimdet.study.records import read_record, load_records
 from mimdet.study.pages import time_taken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def value(entry):
     runs = ROOT/'results'/'runs'
     try:
         if 'table' in entry: found = cell(entry)
-        elif 'took' in entry: found = time_taken(load(entry['took'], runs))[entry['key']]
+        elif 'took' in entry: found = time_taken(load_records(entry['took'], runs))[entry['key']]
         else:
             record = read_record(runs/f'{entry["record"]}.json')
             found = reduce(getitem, entry['field'], record)*entry.get('times', 1)

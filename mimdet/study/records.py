@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'RECORD_SCHEMA', 'FILL_LABELS', 'check_parameters', 'versions', 'git_state', 'fingerprint', 'make_record',
-           'read_record', 'run_seconds', 'load', 'value_at', 'of_kind', 'machine', 'runs_frame', 'Model', 'model_name',
-           'models', 'records_of_models', 'check_origins']
+           'read_record', 'run_seconds', 'load_records', 'value_at', 'of_kind', 'machine', 'runs_frame', 'Model',
+           'model_name', 'models', 'records_of_models', 'check_origins']
 
 # %% ../../nbs/study/01_records.ipynb #838036410d
 import ast, datetime, importlib.metadata, platform, subprocess, time
@@ -159,7 +159,7 @@ def run_seconds(record)->float:
     return max(record['wall_seconds'], record['metrics'].get('seconds', 0))
 
 # %% ../../nbs/study/01_records.ipynb #07-40f404df
-def load(
+def load_records(
     profile:str,           # quick, demo, gpu, coco
     folder='results/runs', # where the profiles' folders are
 )->list:                   # records, ordered by name

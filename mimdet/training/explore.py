@@ -129,8 +129,8 @@ def completion(
 def draw_view(
     axes,             # six, from `plt.subplots(2, 3)`
     view:View,        # with some of the tokens
-    whole:View,       # with all of them
     *,
+    whole:View,       # with all of them
     alone:View=None,  # with c4 guessed from the stem
     filled=None,      # (H, W, 3) uint8, as from `completion`
     fontsize:float=8, # of the labels
@@ -341,7 +341,8 @@ def _then(self:_Panel, act):
 @patch
 def _draw(self:_Panel):
     state = self.state
-    with style(): draw_view(self.axes, state.view, state.whole, alone=state.alone, filled=state.filled, fontsize=8)
+    with style(): 
+        draw_view(self.axes, state.view, whole=state.whole, alone=state.alone, filled=state.filled)
     if self.canvas: self.canvas.draw_idle()
     else:
         buffer = io.BytesIO()
