@@ -1,5 +1,5 @@
-"""A headless Chromium for the tests of the docs site, driven over its DevTools protocol."""
-import base64, json, os, shutil, subprocess, tempfile, time
+"""A headless Chromium, driven over its DevTools protocol, and a JupyterLab for it."""
+import base64, json, os, shutil, socket, subprocess, tempfile, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from websocket import create_connection
@@ -77,3 +77,27 @@ def browser():
         finally:
             process.terminate()
             process.wait()
+
+ROOT = Path(__file__).resolve().parent.parent
+
+@contextmanager
+def jupyterlab(folder, *options):
+    "The address of a server that stands in a folder, as `make lab` starts it; its token is 'test'."
+    told = subprocess.run(['make', '--no-print-directory', '-n', 'lab'], cwd=ROOT, capture_output=True, text=True)
+    command = told.stdout.replace('\\\n', ' ').splitlines()[-1]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    options = ' '.join(['--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=test', *options])
+    server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=folder,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5)
+            except OSError: time.sleep(.2)
+            else: break
+        else: raise RuntimeError('the server does not answer')
+        yield f'http://127.0.0.1:{port}'
+    finally:
+        server.terminate()
+        server.wait()

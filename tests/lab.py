@@ -1,37 +1,17 @@
 """The tutorials in a real JupyterLab and Chromium, as a reader uses them.
 `make test-lab` runs this; it is not a part of `make test`."""
-import json, os, socket, subprocess, sys, time, urllib.request
+import json, os, tempfile, time
 from contextlib import contextmanager
-from pathlib import Path
 import pytest
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import CHROMIUM, browser
+from browser import CHROMIUM, ROOT, browser, jupyterlab
 
-ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = sorted((ROOT.parent/'shared'/'coco_sample').rglob('*.jpg'))
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium is installed')
 
 @pytest.fixture(scope='module')
 def lab():
     "The address of a server as `make lab` starts it."
-    told = subprocess.run(['make', '--no-print-directory', '-n', 'lab'], cwd=ROOT, capture_output=True, text=True)
-    command = told.stdout.replace('\\\n', ' ').splitlines()[-1]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    options = f'--no-browser --allow-root --port={port} --IdentityProvider.token=test --expose-app-in-browser'
-    server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=ROOT,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token=test', timeout=5)
-            except OSError: time.sleep(.2)
-            else: break
-        else: pytest.fail('the server does not answer')
-        yield f'http://127.0.0.1:{port}/lab/tree'
-    finally:
-        server.terminate()
-        server.wait()
+    with jupyterlab(ROOT, '--expose-app-in-browser') as address: yield f'{address}/lab/tree'
 
 def until(tab, expression, seconds):
     "Wait until JavaScript gives something true; returns it, and fails after so many seconds."
@@ -39,7 +19,7 @@ def until(tab, expression, seconds):
     while time.time() - began < seconds:
         if found := tab.evaluate(expression): return found
         time.sleep(.2)
-    tab.screenshot('/tmp/lab_failed.png')
+    tab.screenshot(f'{tempfile.gettempdir()}/lab_failed.png')
     pytest.fail(f'not within {seconds} s: {expression}')
 
 APP = 'window.jupyterapp.shell.currentWidget'

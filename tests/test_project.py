@@ -1,11 +1,12 @@
 """The project's own order: what is generated is up to date, modules keep their layers, versions agree,
 and the tools do what they say."""
-import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, socket, subprocess, sys, time, tomllib
-import urllib.error, urllib.request
+import ast, configparser, filecmp, graphlib, importlib, json, os, re, shutil, subprocess, sys, tomllib
+import urllib.request
 from collections import Counter
 from pathlib import Path
 import nbformat, pytest
 import mimdet
+from browser import jupyterlab
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = configparser.ConfigParser()
@@ -75,33 +76,18 @@ def test_a_notebook_run_in_jupyterlab_leaves_no_diff(tmp_path):
     (nbs/'experiments').mkdir(parents=True)
     shutil.copy(ROOT/'nbs'/'experiments'/'train.ipynb', nbs/'experiments')
     shutil.copytree(ROOT/'tools', tmp_path/'tools', ignore=shutil.ignore_patterns('__pycache__'))
-    told = run('make', '--no-print-directory', '-n', 'lab', cwd=ROOT).stdout
-    command = told.replace('\\\n', ' ').splitlines()[-1]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    options = f'--no-browser --allow-root --port={port} --IdentityProvider.token=test'
-    server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=tmp_path,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    def ask(content=None):
-        url = f'http://127.0.0.1:{port}/api/contents/nbs/experiments/train.ipynb'
-        request = urllib.request.Request(url, content and json.dumps(content).encode(),
-                                         dict(Authorization='token test'), method='PUT' if content else 'GET')
-        with urllib.request.urlopen(request, timeout=30) as answer: return json.load(answer)
-    try:
-        for _ in range(300):
-            try: model = ask()
-            except urllib.error.URLError: time.sleep(.2)
-            else: break
-        else: pytest.fail('the server does not answer')
+    with jupyterlab(tmp_path) as address:
+        def ask(content=None):
+            url = f'{address}/api/contents/nbs/experiments/train.ipynb'
+            request = urllib.request.Request(url, content and json.dumps(content).encode(),
+                                             dict(Authorization='token test'), method='PUT' if content else 'GET')
+            with urllib.request.urlopen(request, timeout=30) as answer: return json.load(answer)
+        model = ask()
         for n, cell in enumerate(c for c in model['content']['cells'] if c['cell_type'] == 'code'):
             cell |= dict(execution_count=n, outputs=[dict(output_type='stream', name='stdout', text='done\n')])
             cell['metadata'] |= dict(execution={'iopub.execute_input': '2026-01-01T00:00:00Z'}, scrolled=True)
         model['content']['metadata']['language_info'] = dict(name='python', version='3.11.0')
         ask(model)
-    finally:
-        server.terminate()
-        server.wait()
     saved, kept = nbs/'experiments'/'train.ipynb', ROOT/'nbs'/'experiments'/'train.ipynb'
     assert saved.read_text() == kept.read_text()
 
