@@ -296,7 +296,7 @@ class _Panel:
         self.upload = w.FileUpload(accept='image/*', multiple=False, description='your picture',
                                    layout=w.Layout(width='170px'))
         self.paste = w.Button(description='paste', layout=w.Layout(width='92px'), tooltip='from the clipboard')
-        self.everything = w.Button(description='all tokens', layout=w.Layout(width='96px'))
+        self.everything = w.Button(description='all tokens', layout=w.Layout(width='110px'))
         self.without = w.Checkbox(description='also from the stem alone', indent=False)
         self.says = w.HTML()
 
