@@ -10,6 +10,7 @@ __all__ = ['View', 'see', 'colour_basis', 'as_colours', 'stem_alone', 'completio
 import html, io, os, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +28,7 @@ from ..detector import evaluating
 from ..measure.evaluate import coco_results
 from ..measure.predict import as_pixels
 from ..measure.probes import decoder_replaced, fit_stem_alone
-from ..recipes import class_names, recipe
+from ..recipes import RECIPES, class_names
 from ..sampler import STRATEGIES
 from ..tokens import STRIDE, grid_shape
 from .pretrain import complete_picture, load_autoencoder
@@ -227,9 +228,9 @@ def is_shown(self:Explorer, x:float, y:float)->bool:
 
 # %% ../../nbs/training/10_explore.ipynb #e8000020
 def _live():
-    "Is somebody there to click?"
+    "Is somebody there to click, and are there widgets?"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return hasattr(shell, 'kernel') and not os.environ.get('IN_TEST')
+    return hasattr(shell, 'kernel') and find_spec('ipywidgets') is not None and not os.environ.get('IN_TEST')
 
 def _canvas(figure):
     "matplotlib's widget around a figure; None without ipympl."
@@ -244,7 +245,7 @@ def _canvas(figure):
 # %% ../../nbs/training/10_explore.ipynb #e8000021
 def explore(
     model='mimdet_tiny_v1_sr0.5_emoji', # as for `mimdet.load`
-    picture=None,       # a path, an array (H, W, 3) of uint8, or a PIL image; default: a scene
+    picture=None,       # a path, an array (H, W, 3) of uint8, or a PIL image; default: the first of `scene`
     *,
     scene=None,         # number -> picture: a slider goes through them
     autoencoder='',     # a full MAE file or a released one, whose completion is shown; default: the tiny one, for tiny
@@ -257,8 +258,9 @@ def explore(
     model = load(model, device=device)
     if picture is None and scene is None:
         raise MimdetError('give a picture, or scene: a function from numbers to pictures')
-    tiny = recipe(model.cfg.train.recipe).size == 'tiny' and 'mae_tiny_emoji' in released()
-    if not autoencoder and tiny: autoencoder = 'mae_tiny_emoji'
+    known = RECIPES.get(model.cfg.train.recipe)
+    if not autoencoder and known and known.size == 'tiny' and 'mae_tiny_emoji' in released():
+        autoencoder = 'mae_tiny_emoji'
     state = Explorer(model, as_pixels(scene(0) if picture is None else picture), ratio=ratio, threshold=threshold,
                      autoencoder=load_autoencoder(autoencoder) if autoencoder else None)
     if not _live(): return _strip(state)
