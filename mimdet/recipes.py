@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECODER_RATES', 'SIZES', 'DESIGNS', 'EXCEPTIONS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD', 'PUBLISHED', 'Recipe',
-           'names', 'recipe', 'nearest', 'largest_image', 'to_config', 'config', 'as_stored', 'class_names', 'override',
-           'leaves', 'differences', 'from_the_paper', 'parameters', 'parameter_count']
+           'names', 'network', 'networks', 'recipe', 'nearest', 'largest_image', 'to_config', 'config', 'as_stored',
+           'class_names', 'override', 'leaves', 'differences', 'from_the_paper', 'parameters', 'parameter_count']
 
 # %% ../nbs/method/10_recipes.ipynb #02-3e6c8c60
 import difflib, numbers
@@ -183,6 +183,19 @@ RECIPES = dict(_rows())
 def names()->list:
     "All recipe names."
     return list(RECIPES)
+
+def network(name:str)->tuple:
+    """Size and design of a recipe's network, which decide what a pass costs at some ratio.
+    A recipe that is unknown here, as of a record from elsewhere, is a network of its own."""
+    r = RECIPES.get(name)
+    return (r.size, r.design) if r else (name,)
+
+def networks()->list:
+    "One recipe's name for each network, at the usual ratio."
+    found = {}
+    for name, r in RECIPES.items():
+        if r.sample_ratio == Recipe.sample_ratio: found.setdefault(network(name), name)
+    return [*found.values()]
 
 def recipe(
     name:str,  # one of `names()`

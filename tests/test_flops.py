@@ -5,13 +5,13 @@ import pytest
 from mimdet.base.core import MimdetError
 from mimdet.measure.flops import PARTS, flops, describe_setting
 from mimdet.training.cost import agreement
-from mimdet.recipes import names, parameter_count, recipe
+from mimdet.recipes import networks, parameter_count, recipe
 from mimdet.registry import blocks_work
 
 TINY, TINY2 = 'mimdet_tiny_v1_sr0.5_3x', 'mimdet_tiny_v2_sr0.5_3x'
 BASE, BASELINE = 'mimdet_base_v1_sr0.5_3x', 'benchmarking_tiny_25ep'
 SAMPLED = ('mimdet', 'patchify')
-NETWORKS = [n for n in names() if '_sr0.5_' in n or n.endswith('_25ep')]
+NETWORKS = networks()
 
 def made(name, backbone=None): return recipe(name, **dict(backbone=backbone) if backbone else {})
 
@@ -22,7 +22,7 @@ def made(name, backbone=None): return recipe(name, **dict(backbone=backbone) if 
 def test_parts(name, backbone):
     """They sum to the total; more tokens are never less work; the ratio matters to encoder and decoder alone, and to
     nobody where nothing is sampled."""
-    if backbone and name.startswith('benchmarking'): return
+    if backbone and not recipe(name).kind.samples: return
     r = made(name, backbone)
     found = [flops(r, ratio, height=800, width=1333) for ratio in (.02, .25, .5, .75, 1.)]
     for row in found:
