@@ -38,6 +38,10 @@ def execute(tab, name): tab.evaluate(f"window.jupyterapp.commands.execute('{name
 def texts(tab): return tab.evaluate(f"""{APP}.content.widgets.map(cell => cell.model.type == 'code' ?
     JSON.stringify(cell.model.outputs.toJSON()) : '')""")
 
+def cell(code): return f'{APP}.content.widgets.find(cell => cell.model.sharedModel.source.includes({json.dumps(code)}))'
+
+def outputs(code): return f'JSON.stringify({cell(code)}.model.outputs.toJSON())'
+
 def broken(tab): return tab.evaluate("""[...document.images].filter(i => i.complete && !i.naturalWidth && i.src)
     .map(i => i.src.slice(0, 80))""")
 
@@ -89,6 +93,7 @@ def test_explore(lab, tmp_path):
         until(tab, f'{CANVAS}?.width > 300', 90)
         until(tab, IDLE, 90)
         print(f'explore: all cells in {time.time() - began:.0f} s')
+        assert 'image/png' in tab.evaluate(outputs('ap_over_ratio(')) # the curve
         tab.evaluate(f'{CANVAS}.scrollIntoView(), 0')
         x, y, width, height = tab.evaluate(f'(() => {{ const r = {CANVAS}.getBoundingClientRect(); '
                                            'return [r.x, r.y, r.width, r.height] })()')
@@ -108,13 +113,13 @@ def test_explore(lab, tmp_path):
 def test_a_cell_that_was_interrupted_runs_again(lab):
     with notebook(lab, 'tutorials/from_scratch.ipynb') as tab:
         execute(tab, 'notebook:run-all-cells')
-        training = f'{APP}.content.widgets.find(cell => cell.model.sharedModel.source.includes("mimdet.pretrain("))'
-        until(tab, f'{training}.model.outputs.toJSON().length', 120) # the bar is there at once
+        training = 'mimdet.pretrain('
+        until(tab, f'{cell(training)}.model.outputs.toJSON().length', 120) # the bar is there at once
         time.sleep(5)
         execute(tab, 'kernelmenu:interrupt')
-        until(tab, f'JSON.stringify({training}.model.outputs.toJSON()).includes("KeyboardInterrupt")', 60)
+        until(tab, f'{outputs(training)}.includes("KeyboardInterrupt")', 60)
         time.sleep(3) # for a moment after an error a kernel lets nothing run
-        tab.evaluate(f'{APP}.content.activeCellIndex = {APP}.content.widgets.indexOf({training}), 0')
+        tab.evaluate(f'{APP}.content.activeCellIndex = {APP}.content.widgets.indexOf({cell(training)}), 0')
         execute(tab, 'notebook:run-all-below')
         last = f'{APP}.content.widgets.findLast(cell => cell.model.type == "code")'
         error = 'cell => cell.model.type == "code" && JSON.stringify(cell.model.outputs.toJSON()).includes("ename")'

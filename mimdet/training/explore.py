@@ -52,12 +52,13 @@ def see(
     ratio=None,         # share of tokens that the encoder sees; default: the model's own
     strategy=None,      # how they are sampled; default: the model's own
     seed:int=0,         # which sample
+    name=0,             # of the picture, which has its own sample, as in `mimdet.predict`
     threshold:float=.3, # detections scored at least this
 )->View:
     "Show a picture to a detector."
     scaled = T.AugInput(pixels)
     T.AugmentationList(test_augmentation_of(model.cfg.data))(scaled)
-    sample = dict(image=torch.from_numpy(scaled.image.transpose(2, 0, 1).copy()))
+    sample = dict(image=torch.from_numpy(scaled.image.transpose(2, 0, 1).copy()), image_id=name)
     grid = grid_shape(*_padded(sample, model))
     looking = model.seeing(kept, grid[0]*grid[1]) if kept is not None else model.sampled(ratio, strategy=strategy,
                                                                                          seed=seed)
@@ -150,7 +151,9 @@ def draw_view(
     inside.imshow(as_colours(view.c4, colour_basis(whole.c4)), interpolation='nearest',
                   extent=(0, view.grid[1]*STRIDE, view.grid[0]*STRIDE, 0))
     inside.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    inside.set_title('c4, three directions as colours', loc='center')
+    hidden = np.array(sorted({*range(count)} - {*view.kept}), int)
+    inside.scatter((hidden % view.grid[1] + .5)*STRIDE, (hidden//view.grid[1] + .5)*STRIDE, s=4, color='white')
+    inside.set_title('c4 as colours; dots: guessed', loc='center')
     for ax, each, title in ((found, view, 'found with these'), (with_all, whole, 'with all tokens'),
                             (without, alone, 'from the stem alone')):
         if each is None: ax.set_axis_off()
@@ -174,16 +177,18 @@ def show_tokens(ax, pixels, kept, grid):
 # %% ../../nbs/training/10_explore.ipynb #e8000015
 class Explorer:
     "The state of an exploration: a picture, what is seen of it, and what that gives."
-    def __init__(self, model, pixels, *, autoencoder=None, ratio=None, threshold=.3, guess=None):
+    def __init__(self, model, picture, *, autoencoder=None, ratio=None, threshold=.3, guess=None):
         self.model, self.autoencoder, self.guess = model, autoencoder, guess
         self.settings = dict(ratio=ratio or model.ratio, strategy=model.strategy, seed=0)
         self.threshold, self.without = threshold, False
-        self.show(pixels)
+        self.whole, self.kept = None, None
+        self.show(picture)
 
-    def show(self, pixels):
-        "Take another picture."
-        self.pixels, self.kept = pixels, None
-        self.whole = see(self.model, pixels, ratio=1., threshold=self.threshold)
+    def show(self, picture):
+        "Take another picture; tokens that were chosen by hand stay, if they fit."
+        self.pixels, self.name = as_pixels(picture), Path(picture).name if isinstance(picture, (str, Path)) else 0
+        before, self.whole = self.whole, see(self.model, self.pixels, ratio=1., threshold=self.threshold)
+        if before is None or before.grid != self.whole.grid: self.kept = None
         self.look()
 
     def sample(self, **settings):
@@ -193,7 +198,8 @@ class Explorer:
 
     def look(self):
         "Compute what the tokens give."
-        how = dict(threshold=self.threshold, **(self.settings if self.kept is None else dict(kept=sorted(self.kept))))
+        tokens = self.settings if self.kept is None else dict(kept=sorted(self.kept))
+        how = dict(threshold=self.threshold, name=self.name, **tokens)
         self.view = see(self.model, self.pixels, **how)
         self.filled = completion(self.autoencoder, self.view) if self.autoencoder else None
         self.alone = None
@@ -261,7 +267,7 @@ def explore(
     known = RECIPES.get(model.cfg.train.recipe)
     if not autoencoder and known and known.size == 'tiny' and 'mae_tiny_emoji' in released():
         autoencoder = 'mae_tiny_emoji'
-    state = Explorer(model, as_pixels(scene(0) if picture is None else picture), ratio=ratio, threshold=threshold,
+    state = Explorer(model, scene(0) if picture is None else picture, ratio=ratio, threshold=threshold,
                      autoencoder=load_autoencoder(autoencoder) if autoencoder else None)
     if not _live(): return _strip(state)
     return _Panel(state, scene, stem_pictures).show()
@@ -300,7 +306,7 @@ class _Panel:
         self.paste = w.Button(description='paste', layout=w.Layout(width='92px'), tooltip='from the clipboard')
         self.everything = w.Button(description='all tokens', layout=w.Layout(width='110px'))
         self.without = w.Checkbox(description='also from the stem alone', indent=False)
-        self.says = w.HTML()
+        self.says = w.HTML(_AS_SAMPLED)
 
 # %% ../../nbs/training/10_explore.ipynb #e8000026
 @patch
@@ -316,9 +322,8 @@ def show(self:_Panel):
     self.paste.on_click(lambda _: self._then(self._pasted))
     self.everything.on_click(lambda _: self._then(self._all))
     self.without.observe(lambda _: self._then(self._guess), 'value')
-    switches = [self.without] if self.stem_pictures is not None else []
-    rows = [*sampling, self.threshold, *([self.number] if self.scene else []), self.brush,
-            w.HBox([self.everything, *switches]), self.path, w.HBox([self.upload, self.paste]), self.says]
+    rows = [self.says, *sampling, self.threshold, *([self.number] if self.scene else []), self.brush, self.everything,
+            *([self.without] if self.stem_pictures is not None else []), self.path, w.HBox([self.upload, self.paste])]
     with style(): self.figure = Figure(figsize=(8.2, 5.9))
     self.axes = self.figure.subplots(2, 3)
     self.canvas = _canvas(self.figure)
@@ -330,13 +335,15 @@ def show(self:_Panel):
     return w.HBox([w.VBox(rows, layout=w.Layout(width='300px', flex='0 0 auto')), self.picture])
 
 # %% ../../nbs/training/10_explore.ipynb #e8000027
+_AS_SAMPLED, _BY_HAND = 'a sample of the tokens', 'tokens chosen by hand; ratio, strategy or seed draw a sample again'
+
 @patch
 def _then(self:_Panel, act):
     "Do it, draw it, and say what went wrong, if something did."
     self.says.value = 'computing ...'
     try:
         act()
-        self.says.value = ''
+        self.says.value = _AS_SAMPLED if self.state.kept is None else _BY_HAND
     except MimdetError as e: self.says.value = f'<b>{html.escape(str(e))}</b>'
     self._draw()
 
@@ -376,7 +383,7 @@ def _guess(self:_Panel):
 
 # %% ../../nbs/training/10_explore.ipynb #e8000029
 @patch
-def _take(self:_Panel, picture): self.state.show(as_pixels(picture))
+def _take(self:_Panel, picture): self.state.show(picture)
 
 @patch
 def _uploaded(self:_Panel):
