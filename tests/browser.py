@@ -1,9 +1,10 @@
 """A headless Chromium, driven over its DevTools protocol, and a JupyterLab for it."""
-import base64, json, os, shutil, socket, subprocess, tempfile, time, urllib.error, urllib.request
+import base64, json, os, shutil, socket, subprocess, tempfile, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from websocket import create_connection
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
 CHROMIUM = next(filter(None, [os.environ.get('CHROMIUM'), *map(shutil.which, NAMES)]), None)
 OPTIONS = '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-allow-origins=*'
@@ -77,8 +78,6 @@ def browser():
         finally:
             process.terminate()
             process.wait()
-
-ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def jupyterlab(folder, *options):

@@ -254,7 +254,7 @@ def _inside(x, y, w, h, width, height):
 TEXT_NUMBERS = Finding(TAKEN, 'numbers written as text', 'read as numbers')
 OVER_THE_EDGE = Finding(TAKEN, 'boxes that reach over the edge of their image', 'cut off there')
 OUTSIDE = Finding(LEFT_OUT, 'boxes wholly outside their image',
-                 'left out; were they made for a picture of another size?')
+                  'left out; were they made for a picture of another size?')
 NOT_A_BOX = Finding(UNUSABLE, 'boxes that are not four finite numbers', 'bbox must be x, y, width, height')
 NEGATIVE = Finding(UNUSABLE, 'boxes with a negative side', 'bbox must be x, y, width, height')
 
@@ -277,7 +277,7 @@ def clean_box(
 
 # %% ../../nbs/data/02_coco.ipynb #ed3ee2987e
 NO_OUTLINE = Finding(LEFT_OUT, 'objects without an outline, in a set with outlines',
-                    'left out; add it, or remove "segmentation" everywhere to use boxes alone')
+                     'left out; add it, or remove "segmentation" everywhere to use boxes alone')
 
 def has_outline(segmentation)->bool:
     "Is anything there? Exporters of boxes write [], [[]] or null."
@@ -328,7 +328,7 @@ def run_lengths(
 # %% ../../nbs/data/02_coco.ipynb #3b0fb81342
 OTHER_SIZE = Finding(LEFT_OUT, 'masks of another size than their image', 'left out; size must be [height, width]')
 WRONG_SUM = Finding(LEFT_OUT, 'masks whose run lengths do not add up to their image',
-                   'left out; their sum must be height x width')
+                    'left out; their sum must be height x width')
 
 def _clean_mask(mask, width, height):
     "Run lengths that add up to the image: pycocotools would fill what is missing with whatever lies in memory."
@@ -342,9 +342,9 @@ def _clean_mask(mask, width, height):
 # %% ../../nbs/data/02_coco.ipynb #c0c0000031
 NOT_AN_OUTLINE = Finding(LEFT_OUT, 'outlines that are neither polygons nor run lengths', 'left out')
 NO_POLYGON = Finding(LEFT_OUT, 'outlines without a polygon of three points in reach of their image',
-                    'left out; a polygon is x1, y1, x2, y2, x3, y3, ...')
+                     'left out; a polygon is x1, y1, x2, y2, x3, y3, ...')
 BARE_POLYGON = Finding(UNUSABLE, 'outlines that are one bare polygon',
-                      'wrap the polygon in a list: "segmentation": [[x1, y1, ...]]')
+                       'wrap the polygon in a list: "segmentation": [[x1, y1, ...]]')
 SHORT_PARTS = Finding(LEFT_OUT, 'parts of outlines that are no polygons', 'left out, the rest of the outline stays')
 
 def clean_outline(
@@ -446,7 +446,7 @@ def _flag(a):
 
 # %% ../../nbs/data/02_coco.ipynb #c0e2143125
 IGNORED = Finding(UNUSABLE, 'objects that are to be ignored',
-                 'detectron2 does not know "ignore": remove it, or use iscrowd')
+                  'detectron2 does not know "ignore": remove it, or use iscrowd')
 
 def _ignored(a): return (False, None) if a.get('ignore') in (None, 0, False, '0') else (None, IGNORED)
 
@@ -498,7 +498,7 @@ def _mended(a, n, images, categories, masks, no_areas, report):
 # %% ../../nbs/data/02_coco.ipynb #e79c9a588c
 _MANY = 5 # boxes over the edge, below which they say nothing about the others
 FRACTIONS = Finding(UNUSABLE, 'boxes that are fractions of their image',
-                   'bbox must be in pixels: multiply by width and height')
+                    'bbox must be in pixels: multiply by width and height')
 _CORNERS = Finding(UNUSABLE, 'boxes that seem to be x1, y1, x2, y2', 'bbox must be x, y, width, height')
 
 def _check_convention(objects, images, report):
@@ -662,7 +662,7 @@ def _of_list(kind, coco):
 # %% ../../nbs/data/02_coco.ipynb #c0c0000024
 _MOST_LEFT_OUT = .1 # share of the objects above which a file cannot be used
 _TOO_FEW_LEFT = Finding(UNUSABLE, f'more than {_MOST_LEFT_OUT:.0%} of the objects would be left out',
-                       'correct what is listed below')
+                        'correct what is listed below')
 
 @lru_cache(maxsize=4) # what looks at a data set several times reads it once; what cannot be used is read again
 def _read(json, folder, *_):

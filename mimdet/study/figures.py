@@ -114,7 +114,7 @@ def ap_over_ratio(records):
             ax.set_ylim(0, max(1, ax.get_ylim()[1]*1.05))
         legend(fig, axes[0])
         sign_figure(fig, records, 'Ring: the training ratio. '
-                           f'Dotted: probes (2% of the tokens; stride-16 map guessed from the stem).\n{_BANDS}')
+                    f'Dotted: probes (2% of the tokens; stride-16 map guessed from the stem).\n{_BANDS}')
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #22f0e5a001
@@ -388,7 +388,7 @@ def training_curves(records):
         if here: _pretraining_loss(fig.add_subplot(grid[0, 6:]), here)
         legend(fig, total, 4)
         sign_figure(fig, records, 'Smooth lines: moving average over 1/15 of the run, one for each training seed. '
-                           'Lower row: the parts of the total loss.')
+                    'Lower row: the parts of the total loss.')
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #43f0e5a001
@@ -467,14 +467,14 @@ def _work_bars(ax, size, found):
     ax.margins(y=.1)
 
 # %% ../../nbs/study/10_figures.ipynb #c057f19004
-def _network(row): return row['recipe'], row['height'], row['width']
+def _setting(row): return row['recipe'], row['height'], row['width']
 
 def _cost_panels(figure, rows):
     "Seconds per image and peak memory, in inference and in training."
     def per_image(pick): return lambda row: pick(row['seconds'])/row['batch']
     def peak(row): return row['memory_mb']['peak']/1024
-    networks = sorted({_network(row) for row in rows if 'seconds' in row})
-    look = dict(zip(networks, zip(cycle(PALETTE), cycle(_MARKERS))))
+    settings = sorted({_setting(row) for row in rows if 'seconds' in row})
+    look = dict(zip(settings, zip(cycle(PALETTE), cycle(_MARKERS))))
     panels = figure.subplots(1, 4)
     for ax, mode, what in zip(panels[:2], ('forward', 'training'), ('inference', 'training')):
         _measured_lines(ax, rows, mode, look, values=[per_image(pick) for pick in (median, min, max)])
@@ -487,15 +487,15 @@ def _cost_panels(figure, rows):
 
 # %% ../../nbs/study/10_figures.ipynb #c057f19005
 def _measured_lines(ax, rows, mode, look, values):
-    "A line over the ratio for each network that was measured; with bars where `values` has lowest and highest, too."
+    "A line over the ratio for each setting that was measured; with bars where `values` has lowest and highest, too."
     own = [row for row in rows if row['mode'] == mode and 'seconds' in row]
-    plain = {_network(row) for row in own if not row.get('checkpointing')}
-    own = [row for row in own if not row.get('checkpointing') or _network(row) not in plain]
-    for network, (colour, mark) in look.items():
-        line = sorted((row for row in own if _network(row) == network), key=lambda row: row['ratio'])
+    plain = {_setting(row) for row in own if not row.get('checkpointing')}
+    own = [row for row in own if not row.get('checkpointing') or _setting(row) not in plain]
+    for setting, (colour, mark) in look.items():
+        line = sorted((row for row in own if _setting(row) == setting), key=lambda row: row['ratio'])
         if not line: continue
         middle, *ends = np.array([[value(row) for row in line] for value in values])
-        name, *_ = network
+        name, *_ = setting
         if not RECIPES[name].kind.samples:
             ax.axhline(middle[0], color=colour, linestyle='--', linewidth=1.3, label=name)
             continue
@@ -574,7 +574,7 @@ def predictions(
         for ax in axes[::2, 0]: ax.set_ylabel('encoder sees', fontsize=7)
         for ax in axes[1::2, 0]: ax.set_ylabel('truth | predicted', fontsize=7)
         sign_figure(fig, [record], f'Run {value_at(record, "params", "train")}. '
-                            f'Below each image: ground truth, then predictions with score >= {threshold:g}.')
+                    f'Below each image: ground truth, then predictions with score >= {threshold:g}.')
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #55f0e5a001
@@ -623,8 +623,8 @@ def what_it_sees(
         for e, above, below in zip(examples, axes[::2], axes[1::2]):
             _sight_rows(above, below, e, _category_colours(examples), threshold)
         sign_figure(fig, [record], f'Run {value_at(record, "params", "train")}, the same detector throughout. '
-                            f'Of its {len(known)} example images, where it finds most. '
-                            f'Predictions with score ≥ {threshold:g}.')
+                    f'Of its {len(known)} example images, where it finds most. '
+                    f'Predictions with score ≥ {threshold:g}.')
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #58f0e5a001

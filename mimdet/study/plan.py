@@ -205,9 +205,8 @@ def plan(
     on_gpus=False, # do they run on GPUs, here or elsewhere?
 )->Plan:
     "How long the jobs of a study will take, and what else they need."
-    known = took_before(study, root)
     ahead = f'profile {study.profile}: {len(names)} of {len(study.jobs)} jobs to do, about'
-    return _plan_on_gpus(study, names, ahead, root) if on_gpus else _plan_here(study, names, ahead, cores, known)
+    return _plan_on_gpus(study, names, ahead, root) if on_gpus else _plan_here(study, names, ahead, cores, root)
 
 def span(seconds:float)->str: return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
@@ -226,7 +225,8 @@ def took_before(
     return found
 
 # %% ../../nbs/study/04_plan.ipynb #29f0e5a008
-def _plan_here(study, names, ahead, cores, known):
+def _plan_here(study, names, ahead, cores, root):
+    known = took_before(study, root)
     rates, kinds = rates_before(study, known), {n: study.jobs[n].kind for n in names}
     wanted = {RATES[kind] for name, kind in kinds.items() if kind in RATES and name not in known}
     how = 'by what was done before on such a machine'

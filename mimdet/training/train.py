@@ -288,10 +288,10 @@ def training_config(
     cfg = read_config(config, **changes)
     if first: cfg.data.first = first
     if strict: cfg.data.strict = True
-    options = dict(output_dir=str(output), seed=seed, device=device, init_checkpoint=str(init),
-                   allow_partial=allow_partial)
+    options = dict(output_dir=str(output) or None, seed=seed, device=device or None,
+                   init_checkpoint=str(init) or None, allow_partial=allow_partial or None)
     for key, value in options.items():
-        if value or key == 'seed' and seed is not None: cfg.train[key] = value
+        if value is not None: cfg.train[key] = value
     if dataset: cfg.data.train, cfg.data.val = dataset, val
     if val: cfg.data.val = val
     if mae: cfg.mae_checkpoint.path = str(mae)
@@ -309,8 +309,7 @@ def launch_training(
     machine_rank:int=0,       # number of this machine, from 0
     dist_url:str='auto',      # tcp://host:port of machine 0; needed with several machines
 ):
-    """Train or evaluate in any number of processes; the first prints the result.
-    What `run_training` returns comes back from a training in this process."""
+    "Train or evaluate in any number of processes; the first prints the result."
     arguments = OmegaConf.to_container(cfg), resume, allow_changes, eval_only
     if under_launcher() and num_gpus*num_machines != 1:
         raise MimdetError('torchrun starts the processes: leave out --num-gpus and --num-machines')
@@ -333,7 +332,6 @@ def _work(plain, resume, allow_changes, eval_only):
         if eval_only: return _evaluate_only(cfg)
         result = run_training(cfg, resume, allow_changes)
         if main and not bars_shown(): _tell(cfg, result)
-        return result
 
 def _tell(cfg, result):
     print(f"{cfg.train.output_dir}/model_final.pth: {result['iterations']} iterations in {result['seconds']:.0f} s "
@@ -377,19 +375,22 @@ class Trained(Shown):
     @property
     def losses(self):
         "Total loss by iteration, a pandas Series."
-        curves = read_metrics(self.folder)
-        known = pd.Series(curves['total_loss'], pd.Index(curves['iteration'], name='iteration'), name='total loss')
-        return known.dropna()
+        return _losses(read_metrics(self.folder))
 
     @property
     def table(self):
-        losses, curves = self.losses, read_metrics(self.folder)
+        curves = read_metrics(self.folder)
+        losses = _losses(curves)
         scores = {name: next((v for v in reversed(curves.get(key, [])) if v is not None), None)
                   for name, key in (('box AP', 'bbox/AP'), ('mask AP', 'segm/AP'))}
         return facts_table(dict(weights=str(self), iterations=losses.index.max() + 1, loss=round(losses.iloc[-1], 3))
                            | scores)
 
     def __str__(self): return f'{self.folder}/model_final.pth'
+
+def _losses(curves):
+    at = pd.Index(curves['iteration'], name='iteration')
+    return pd.Series(curves['total_loss'], at, name='total loss').dropna()
 
 # %% ../../nbs/training/06_train.ipynb #a9100043
 def train(
