@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'precision', 'member_seed', 'without_padding', 'Detector', 'trusted', 'classes_named', 'build',
-           'SharedBatchNorm', 'synchronise', 'compile_parts', 'evaluating', 'detect', 'draw']
+           'SharedBatchNorm', 'synchronise', 'compile_parts', 'evaluating', 'sample_of', 'detect', 'draw']
 
 # %% ../nbs/method/11_detector.ipynb #02-b77d1d94
 import importlib, sys
@@ -290,6 +290,15 @@ def evaluating(model):
     finally: model.train(was_training)
 
 # %% ../nbs/method/11_detector.ipynb #de7ec70003
+def sample_of(
+    image:np.ndarray,   # (H, W, 3) uint8 RGB
+    augmentations:list, # detectron2's, as for evaluation
+)->dict:                # with the scaled image, (3, H, W)
+    "An image as a `Detector` takes it; what it finds is then in pixels of the scaled image."
+    resized = T.AugInput(image)
+    T.AugmentationList(augmentations)(resized)
+    return dict(image=torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1))))
+
 def detect(
     model,                # a `Detector`
     image:np.ndarray,     # (H, W, 3) uint8 RGB
@@ -297,10 +306,7 @@ def detect(
     image_id=0,           # decides, with the model's `sample_seed`, which tokens are seen
 ):                        # detectron2 Instances: pred_boxes, scores, pred_classes, pred_masks (H, W)
     "Objects in one image, boxes and masks in its own pixels, best first."
-    resized = T.AugInput(image)
-    T.AugmentationList(augmentations)(resized)
-    pixels = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-    sample = dict(image=pixels, height=image.shape[0], width=image.shape[1], image_id=image_id)
+    sample = sample_of(image, augmentations) | dict(height=image.shape[0], width=image.shape[1], image_id=image_id)
     with evaluating(model): found = model([sample])[0]['instances'].to('cpu')
     return found[found.scores.argsort(descending=True, stable=True)]
 

@@ -14,17 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from einops import rearrange
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from PIL import ImageGrab
 import mimdet.base.compat
-from detectron2.data import transforms as T
 from ..base.core import MimdetError, released
 from ..base.look import PALETTE, draw_objects, sampled_view, show_image, style
 from ..data.augment import test_augmentation_of
-from ..detector import evaluating
+from ..detector import evaluating, sample_of
 from ..measure.evaluate import coco_results
 from ..measure.predict import as_pixels
 from ..measure.probes import decoder_replaced, fit_stem_alone
@@ -53,19 +51,16 @@ def see(
     strategy=None,      # how they are sampled; default: the model's own
     seed:int=0,         # which sample
     name=0,             # of the picture, which has its own sample, as in `mimdet.predict`
-    threshold:float=.3, # detections scored at least this
 )->View:
     "Show a picture to a detector."
-    scaled = T.AugInput(pixels)
-    T.AugmentationList(test_augmentation_of(model.cfg.data))(scaled)
-    sample = dict(image=torch.from_numpy(scaled.image.transpose(2, 0, 1).copy()), image_id=name)
+    sample = sample_of(pixels, test_augmentation_of(model.cfg.data)) | dict(image_id=name)
     grid = grid_shape(*_padded(sample, model))
     looking = model.seeing(kept, grid[0]*grid[1]) if kept is not None else model.sampled(ratio, strategy=strategy,
                                                                                          seed=seed)
     with evaluating(model), looking, _watching(model) as seen: found = model([sample])[0]['instances'].to('cpu')
-    names, found = class_names(model.cfg.data), found[found.scores >= threshold]
+    names, scaled = class_names(model.cfg.data), sample['image'].permute(1, 2, 0).numpy()
     objects = [dict(result, category=names[result['category_id']]) for result in coco_results(found, 0)]
-    return View(scaled.image, grid, seen['kept'], seen['c4'], sorted(objects, key=lambda o: -o['score']))
+    return View(scaled, grid, seen['kept'], seen['c4'], sorted(objects, key=lambda o: -o['score']))
 
 # %% ../../nbs/training/10_explore.ipynb #e8000007
 def _padded(sample, model):
@@ -108,12 +103,8 @@ def stem_alone(
     pictures, # paths or arrays to fit on, a hundred or so
 ):            # a stand-in for the decoder, for `mimdet.measure.probes.decoder_replaced`
     "The best linear guess of c4 from the stem's features."
-    steps = T.AugmentationList(test_augmentation_of(model.cfg.data))
-    def batch(picture):
-        scaled = T.AugInput(as_pixels(picture))
-        steps(scaled)
-        return [dict(image=torch.from_numpy(scaled.image.transpose(2, 0, 1).copy()))]
-    return fit_stem_alone(model, map(batch, pictures))
+    steps = test_augmentation_of(model.cfg.data)
+    return fit_stem_alone(model, ([sample_of(as_pixels(picture), steps)] for picture in pictures))
 
 # %% ../../nbs/training/10_explore.ipynb #e8000010
 def completion(
@@ -134,6 +125,7 @@ def draw_view(
     *,
     whole:View,       # with all of them
     alone:View=None,  # with c4 guessed from the stem
+    threshold:float=.3, # show detections scored at least this
     filled=None,      # (H, W, 3) uint8, as from `completion`
     fontsize:float=8, # of the labels
 ):
@@ -157,14 +149,15 @@ def draw_view(
     for ax, each, title in ((found, view, 'found with these'), (with_all, whole, 'with all tokens'),
                             (without, alone, 'from the stem alone')):
         if each is None: ax.set_axis_off()
-        else: _show_found(ax, each, title, fontsize)
+        else: _show_found(ax, each, title, threshold, fontsize)
 
 # %% ../../nbs/training/10_explore.ipynb #e8000012
-def _show_found(ax, view, title, fontsize):
-    names = sorted({thing['category'] for thing in view.found})
+def _show_found(ax, view, title, threshold, fontsize):
+    shown = [thing for thing in view.found if thing['score'] >= threshold]
+    names = {thing['category'] for thing in shown}
     colours = {name: PALETTE[sum(map(ord, name)) % len(PALETTE)] for name in names} # the same in every picture
-    draw_objects(ax, view.pixels, objects=view.found, colours=colours, fontsize=fontsize)
-    ax.set_title(f'{title}: {len(view.found)}', loc='center')
+    draw_objects(ax, view.pixels, objects=shown, colours=colours, fontsize=fontsize)
+    ax.set_title(f'{title}: {len(shown)}', loc='center')
 
 def show_tokens(ax, pixels, kept, grid):
     "A picture of which only the kept tokens are seen, with the lines between the tokens."
@@ -177,17 +170,16 @@ def show_tokens(ax, pixels, kept, grid):
 # %% ../../nbs/training/10_explore.ipynb #e8000015
 class Explorer:
     "The state of an exploration: a picture, what is seen of it, and what that gives."
-    def __init__(self, model, picture, *, autoencoder=None, ratio=None, threshold=.3, guess=None):
+    def __init__(self, model, picture, *, autoencoder=None, ratio=None, guess=None):
         self.model, self.autoencoder, self.guess = model, autoencoder, guess
         self.settings = dict(ratio=ratio or model.ratio, strategy=model.strategy, seed=0)
-        self.threshold, self.without = threshold, False
-        self.whole, self.kept = None, None
+        self.without, self.whole, self.kept = False, None, None
         self.show(picture)
 
     def show(self, picture):
         "Take another picture; tokens that were chosen by hand stay, if they fit."
         self.pixels, self.name = as_pixels(picture), Path(picture).name if isinstance(picture, (str, Path)) else 0
-        before, self.whole = self.whole, see(self.model, self.pixels, ratio=1., threshold=self.threshold)
+        before, self.whole = self.whole, see(self.model, self.pixels, ratio=1.)
         if before is None or before.grid != self.whole.grid: self.kept = None
         self.look()
 
@@ -199,7 +191,7 @@ class Explorer:
     def look(self):
         "Compute what the tokens give."
         tokens = self.settings if self.kept is None else dict(kept=sorted(self.kept))
-        how = dict(threshold=self.threshold, name=self.name, **tokens)
+        how = dict(name=self.name, **tokens)
         self.view = see(self.model, self.pixels, **how)
         self.filled = completion(self.autoencoder, self.view) if self.autoencoder else None
         self.alone = None
@@ -267,13 +259,13 @@ def explore(
     known = RECIPES.get(model.cfg.train.recipe)
     if not autoencoder and known and known.size == 'tiny' and 'mae_tiny_emoji' in released():
         autoencoder = 'mae_tiny_emoji'
-    state = Explorer(model, scene(0) if picture is None else picture, ratio=ratio, threshold=threshold,
+    state = Explorer(model, scene(0) if picture is None else picture, ratio=ratio,
                      autoencoder=load_autoencoder(autoencoder) if autoencoder else None)
-    if not _live(): return _strip(state)
-    return _Panel(state, scene, stem_pictures).show()
+    if not _live(): return _strip(state, threshold)
+    return _Panel(state, scene, stem_pictures, threshold).show()
 
 # %% ../../nbs/training/10_explore.ipynb #e8000022
-def _strip(state, ratios=(.25, .5, 1.)):
+def _strip(state, threshold, ratios=(.25, .5, 1.)):
     "Pictures for a page: what is seen at some ratios, and what is found."
     with style():
         fig, axes = plt.subplots(2, len(ratios), figsize=(3*len(ratios), 6.4))
@@ -281,13 +273,13 @@ def _strip(state, ratios=(.25, .5, 1.)):
             if state.model.bottom_up.sample_ratio is not None: state.sample(ratio=ratio)
             show_tokens(above, state.view.pixels, state.view.kept, state.view.grid)
             above.set_title(f'{len(state.view.kept)} tokens', loc='center')
-            _show_found(below, state.view, 'found', 8)
+            _show_found(below, state.view, 'found', threshold, 8)
     return fig
 
 # %% ../../nbs/training/10_explore.ipynb #e8000025
 class _Panel:
     "The widgets of an exploration."
-    def __init__(self, state, scene, stem_pictures):
+    def __init__(self, state, scene, stem_pictures, threshold=.3):
         import ipywidgets as w
         self.state, self.scene, self.stem_pictures, self.painting = state, scene, stem_pictures, None
         later = dict(continuous_update=False, layout=w.Layout(width='270px'))
@@ -296,7 +288,7 @@ class _Panel:
         self.strategy = w.Dropdown(options=[*STRATEGIES], value=s['strategy'], description='strategy',
                                    layout=later['layout'])
         self.seed = w.IntSlider(value=0, min=0, max=20, description='seed', **later)
-        self.threshold = w.FloatSlider(value=state.threshold, min=.05, max=.95, step=.05, description='score', **later)
+        self.threshold = w.FloatSlider(value=threshold, min=.05, max=.95, step=.05, description='score', **later)
         self.brush = w.ToggleButtons(options={'1': 1, '2 x 2': 2, '3 x 3': 3}, description='brush',
                                      style=w.ToggleButtonsStyle(button_width='56px', description_width='50px'))
         self.number = w.IntSlider(value=0, min=0, max=50, description='scene', **later)
@@ -315,9 +307,10 @@ def show(self:_Panel):
     import ipywidgets as w
     sampling = [self.ratio, self.strategy, self.seed]
     for each in sampling: each.observe(lambda _: self._then(self._sample), 'value')
-    self.threshold.observe(lambda _: self._then(self._rethink), 'value')
-    self.number.observe(lambda _: self._then(lambda: self._take(self.scene(self.number.value))), 'value')
-    self.path.observe(lambda _: self.path.value and self._then(lambda: self._take(self.path.value.strip())), 'value')
+    self.threshold.observe(lambda _: self._draw(), 'value')
+    self.number.observe(lambda _: self._then(lambda: self.state.show(self.scene(self.number.value))), 'value')
+    def named(_): return self.path.value and self._then(lambda: self.state.show(self.path.value.strip()))
+    self.path.observe(named, 'value')
     self.upload.observe(lambda _: self.upload.value and self._then(self._uploaded), 'value')
     self.paste.on_click(lambda _: self._then(self._pasted))
     self.everything.on_click(lambda _: self._then(self._all))
@@ -350,8 +343,9 @@ def _then(self:_Panel, act):
 @patch
 def _draw(self:_Panel):
     state = self.state
-    with style(): 
-        draw_view(self.axes, state.view, whole=state.whole, alone=state.alone, filled=state.filled)
+    with style():
+        draw_view(self.axes, state.view, whole=state.whole, alone=state.alone, filled=state.filled,
+                  threshold=self.threshold.value)
     if self.canvas: self.canvas.draw_idle()
     else:
         buffer = io.BytesIO()
@@ -362,12 +356,6 @@ def _draw(self:_Panel):
 @patch
 def _sample(self:_Panel):
     self.state.sample(ratio=self.ratio.value, strategy=self.strategy.value, seed=self.seed.value)
-
-@patch
-def _rethink(self:_Panel):
-    self.state.threshold = self.threshold.value
-    self.state.whole = see(self.state.model, self.state.pixels, ratio=1., threshold=self.threshold.value)
-    self.state.look()
 
 @patch
 def _all(self:_Panel):
@@ -383,22 +371,19 @@ def _guess(self:_Panel):
 
 # %% ../../nbs/training/10_explore.ipynb #e8000029
 @patch
-def _take(self:_Panel, picture): self.state.show(picture)
-
-@patch
 def _uploaded(self:_Panel):
     file, = self.upload.value
     with tempfile.TemporaryDirectory() as folder: # read as any picture: upright, in eight bits
         path = Path(folder, Path(file['name']).name)
         path.write_bytes(file['content'])
-        self._take(path)
+        self.state.show(path)
 
 @patch
 def _pasted(self:_Panel):
     try: found = ImageGrab.grabclipboard()
     except (NotImplementedError, OSError, ValueError): found = None
     if found is None: raise MimdetError('there is no picture in the clipboard of the machine that runs this notebook')
-    self._take(found[0] if isinstance(found, list) else found)
+    self.state.show(found[0] if isinstance(found, list) else found)
 
 # %% ../../nbs/training/10_explore.ipynb #e800002a
 @patch
