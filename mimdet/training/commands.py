@@ -165,10 +165,14 @@ def mimdet_pretrain(
 ):
     "Pre-train a masked autoencoder on a folder of images, and fit a stem to it."
     from mimdet.training.pretrain import pretrain
+    shared = dict(seed=seed, device=device, memory_mb=memory_mb, resume=resume, least=least, bars=False)
+    if stem_for:
+        stem_steps = 1000 if stem_steps is None else stem_steps
+        print(pretrain(images, output, stem_for=stem_for, steps=stem_steps, batch=stem_batch, **shared))
+        return
     print(pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
-                   decoder_depth=decoder_depth, seed=seed, device=device, workers=workers, memory_mb=memory_mb,
-                   resume=resume, least=least, stem_steps=stem_steps, stem_batch=stem_batch, stem_for=stem_for,
-                   bars=False))
+                   decoder_depth=decoder_depth, workers=workers, stem_steps=stem_steps, stem_batch=stem_batch,
+                   **shared))
 
 # %% ../../nbs/training/09_commands.ipynb #19-c85cd047
 @command

@@ -8,7 +8,6 @@ __all__ = ['View', 'see', 'colour_basis', 'as_colours', 'stem_alone', 'completio
 
 # %% ../../nbs/training/10_explore.ipynb #e8000002
 import html, io, os, sys, tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +19,12 @@ from matplotlib.figure import Figure
 from PIL import ImageGrab
 import mimdet.base.compat
 from ..base.core import MimdetError, released
+from ..base.front import ipython
 from ..base.look import PALETTE, draw_objects, sampled_view, show_image, style
 from ..data.augment import test_augmentation_of
 from ..detector import evaluating, sample_of
 from ..measure.evaluate import coco_results
-from ..measure.predict import as_pixels
+from ..measure.predict import as_pixels, watching
 from ..measure.probes import decoder_replaced, fit_stem_alone
 from ..recipes import RECIPES, class_names
 from ..sampler import STRATEGIES
@@ -57,31 +57,18 @@ def see(
     grid = grid_shape(*_padded(sample, model))
     looking = model.seeing(kept, grid[0]*grid[1]) if kept is not None else model.sampled(ratio, strategy=strategy,
                                                                                          seed=seed)
-    with evaluating(model), looking, _watching(model) as seen: found = model([sample])[0]['instances'].to('cpu')
+    with evaluating(model), looking, watching(model) as seen: found = model([sample])[0]['instances'].to('cpu')
     names, scaled = class_names(model.cfg.data), sample['image'].permute(1, 2, 0).numpy()
     objects = [dict(result, category=names[result['category_id']]) for result in coco_results(found, 0)]
-    return View(scaled, grid, seen['kept'], seen['c4'], sorted(objects, key=lambda o: -o['score']))
+    c4 = rearrange(seen['c4'], 'c h w -> h w c').float().cpu().numpy()
+    shown = seen['kept'] or [*range(grid[0]*grid[1])] # without an encoder the stem sees all
+    return View(scaled, grid, shown, c4, sorted(objects, key=lambda o: -o['score']))
 
 # %% ../../nbs/training/10_explore.ipynb #e8000007
 def _padded(sample, model):
     "The sides of the image as the backbone gets it."
     unit = model.backbone.size_divisibility
     return [-(-side//unit)*unit for side in sample['image'].shape[-2:]]
-
-@contextmanager
-def _watching(model):
-    "What comes by in the block: c4, and the tokens that were kept."
-    seen, backbone = {}, model.bottom_up
-    def output(module, args, out): seen['c4'] = rearrange(out['c4'][0], 'c h w -> h w c').float().cpu().numpy()
-    def tokens(module, args, out): seen['kept'] = args[2][0].tolist()
-    hooks = [backbone.register_forward_hook(output)]
-    if backbone.sample_ratio is not None: hooks.append(backbone.encoder.register_forward_hook(tokens))
-    try:
-        yield seen
-        rows, columns = seen['c4'].shape[:2]
-        seen.setdefault('kept', [*range(rows*columns)])
-    finally:
-        for hook in hooks: hook.remove()
 
 # %% ../../nbs/training/10_explore.ipynb #e800000a
 def colour_basis(c4):
@@ -227,8 +214,7 @@ def is_shown(self:Explorer, x:float, y:float)->bool:
 # %% ../../nbs/training/10_explore.ipynb #e8000020
 def _live():
     "Is somebody there to click, and are there widgets?"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return hasattr(shell, 'kernel') and find_spec('ipywidgets') is not None and not os.environ.get('IN_TEST')
+    return hasattr(ipython(), 'kernel') and find_spec('ipywidgets') is not None and not os.environ.get('IN_TEST')
 
 def _canvas(figure):
     "matplotlib's widget around a figure; None without ipympl."

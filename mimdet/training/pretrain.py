@@ -320,6 +320,7 @@ def add_stem(
 )->dict:                  # path and SHA-256 of the new file, and `stem_effect` on images of the stream's next step
     """Fit a stem to an autoencoder's patch tokens and write both.
     Raises `MimdetError` for a file of another kind or size."""
+    if steps < 1: raise MimdetError(f'{steps} steps: a stem needs some')
     weights, path = published_names(read_weights(source)), Path(output)/'mae_full.pth'
     check_finite(weights, source)
     found = describe(weights)
@@ -379,17 +380,11 @@ def pretrain(
     *,
     stem_for='',           # pre-train nothing: fit a stem to this full MAE file, and write both to the output folder
     bars:bool=True,        # show a bar, and keep the log in a file
-    **options,             # as for `run_pretraining`: size, steps, batch, lr, seed, device, stem_steps ...
+    **options,             # as for `run_pretraining`, or for `add_stem` where one is to be fitted
 )->Pretrained:
     "Pre-train a masked autoencoder on a folder of images, and fit a stem to it."
     with progress_bars() if bars else nullcontext():
         if not stem_for:
             made = run_pretraining(images, output, **options)
             return Pretrained(made | dict(steps=made['settings']['steps']))
-        steps = options.get('stem_steps')
-        if steps is None: steps = 1000
-        if steps < 1: raise MimdetError(f'--stem-steps {steps}: --stem-for needs some')
-        names = dict(stem_batch='batch', least='least', seed='seed', device='device', memory_mb='memory_mb',
-                     resume='resume')
-        own = {name: options[given] for given, name in names.items() if given in options}
-        return Pretrained(add_stem(stem_for, images, output=output, steps=steps, **own))
+        return Pretrained(add_stem(stem_for, images, output=output, **options))
