@@ -61,7 +61,7 @@ readme: setup ## write README.md from nbs/index.ipynb
 	@$(RUN) python tools/readme.py
 
 lab: setup ## open the tutorials in JupyterLab, which saves notebooks without outputs
-	@$(RUN) PYTHONPATH=tools IPYTHONDIR=tools/ipython jupyter lab --config=tools/lab.py --notebook-dir=. \
+	@$(RUN) PYTHONPATH=tools IPYTHONDIR="$(CURDIR)/tools/ipython" jupyter lab --config=tools/lab.py --notebook-dir=. \
 	    --LabApp.default_url=/lab/tree/nbs/tutorials/explore.ipynb $(FLAGS)
 
 test-lab: setup ## the tutorials in a real JupyterLab and Chromium, as a reader uses them (minutes; not a part of make test)

@@ -1,6 +1,6 @@
 """The tutorials in a real JupyterLab and Chromium, as a reader uses them.
 `make test-lab` runs this; it is not a part of `make test`."""
-import json, os, tempfile, time
+import json, os, shutil, subprocess, tempfile, time
 from contextlib import contextmanager
 import pytest
 from browser import CHROMIUM, ROOT, browser, jupyterlab
@@ -107,22 +107,46 @@ def test_explore(lab, tmp_path):
         print(f'the ratio: {changed(tab, press):.1f} s')
         own = PHOTOGRAPHS[0] if PHOTOGRAPHS else next((ROOT/'figures'/'quick').glob('*.png'))
         print(f"a picture of one's own: {changed(tab, lambda: upload(tab, own)):.1f} s")
+        tab.evaluate("[...document.querySelectorAll('.jupyter-button')].find(b => b.textContent == 'paste').click(), 0")
+        until(tab, f"{APP}.node.innerText.includes('there is no picture in the clipboard')", 10)
         tab.screenshot(os.environ.get('SCREENSHOT', tmp_path/'explore.png'))
         assert broken(tab) == []
 
-def test_a_cell_that_was_interrupted_runs_again(lab):
-    with notebook(lab, 'tutorials/from_scratch.ipynb') as tab:
+@pytest.mark.parametrize('path, long', [
+    ('from_scratch', 'mimdet.pretrain('), ('own_data', 'trained = mimdet.train('), ('own_data', 'mimdet.evaluate(run'),
+    ('new_backbone', 'run_training(cfg'), ('evaluate_published', 'evaluate_at(seed=0)')])
+def test_a_cell_that_was_interrupted_runs_again(lab, path, long):
+    with notebook(lab, f'tutorials/{path}.ipynb') as tab:
         execute(tab, 'notebook:run-all-cells')
-        training = 'mimdet.pretrain('
-        until(tab, f'{cell(training)}.model.outputs.toJSON().length', 120) # the bar is there at once
-        time.sleep(5)
+        before = f'{APP}.content.widgets.slice(0, {APP}.content.widgets.indexOf({cell(long)}))'
+        until(tab, f'{before}.every(cell => cell.model.type != "code" || cell.model.executionCount)', 120)
+        time.sleep(1)
         execute(tab, 'kernelmenu:interrupt')
-        until(tab, f'{outputs(training)}.includes("KeyboardInterrupt")', 60)
+        until(tab, f'{outputs(long)}.includes("KeyboardInterrupt")', 60)
         time.sleep(3) # for a moment after an error a kernel lets nothing run
-        tab.evaluate(f'{APP}.content.activeCellIndex = {APP}.content.widgets.indexOf({cell(training)}), 0')
+        tab.evaluate(f'{APP}.content.activeCellIndex = {APP}.content.widgets.indexOf({cell(long)}), 0')
         execute(tab, 'notebook:run-all-below')
         last = f'{APP}.content.widgets.findLast(cell => cell.model.type == "code")'
         error = 'cell => cell.model.type == "code" && JSON.stringify(cell.model.outputs.toJSON()).includes("ename")'
         time.sleep(2)
         until(tab, f'{last}.model.executionCount || {APP}.content.widgets.some({error})', 300)
         assert 'ename' not in ''.join(texts(tab))
+
+def test_what_is_exported_reaches_an_open_kernel(tmp_path):
+    "In a copy of the project: a function is called, its notebook changed and exported, and the function called again."
+    for name in subprocess.check_output(['git', 'ls-files', 'nbs', 'mimdet', 'tools', '*.toml', '*.ini'], cwd=ROOT,
+                                        text=True).split():
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/name, tmp_path/name)
+    with jupyterlab(tmp_path, '--expose-app-in-browser') as address:
+        with notebook(f'{address}/lab/tree', 'method/01_tokens.ipynb') as tab:
+            call = f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n' \
+                   'from mimdet import tokens; print(tokens.__file__, tokens.STRIDE)'
+            def asked(): return tab.evaluate(f"""new Promise(answer => {{
+                const asked = {APP}.sessionContext.session.kernel.requestExecute({{code: {json.dumps(call)}}})
+                asked.onIOPub = message => message.header.msg_type == 'stream' && answer(message.content.text) }})""")
+            assert asked() == f'{tmp_path}/mimdet/tokens.py 16\n'
+            source = tmp_path/'nbs/method/01_tokens.ipynb'
+            source.write_text(source.read_text().replace('STRIDE = 16', 'STRIDE = 17'))
+            subprocess.run(['nbdev_export'], cwd=tmp_path, check=True)
+            assert asked() == f'{tmp_path}/mimdet/tokens.py 17\n'
