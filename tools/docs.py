@@ -6,6 +6,7 @@ installed, smalldocs elsewhere; what smalldocs makes is then mended to work with
 formulas as MathML, the search index as a script, no fonts from elsewhere. At last every link of every page is followed
 (tools/check_docs.py)."""
 import argparse, ast, html, json, posixpath, re, shutil, subprocess, sys, time
+from collections import Counter
 from pathlib import Path
 import nbformat, yaml
 from nbformat.v4 import new_markdown_cell, new_raw_cell
@@ -13,6 +14,7 @@ from check_docs import check
 from test_notebooks import ROOT, SETTINGS, directives, notebooks
 from mimdet._modidx import d as INDEX
 from mimdet.base.core import MimdetError, complaining
+from mimdet.study.answers import answer
 from mimdet.study.records import read_record, run_seconds
 from mimdet.study.pages import read_digest, read_names
 from mimdet.study.profile import profiles
@@ -20,12 +22,15 @@ from mimdet.study.jobs import read_study
 
 NBS, EXECUTED, SOURCE = ROOT/'nbs', ROOT/'build'/'executed', ROOT/'build'/'docs'
 GIT = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}'
-ALWAYS = 'index.ipynb' # shows tables, which change without its code
-ALONE = 'index.ipynb', 'contributing.ipynb' # no part of the library
-# in reading order, each with an index of its own
-PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study'
-FOLDERS = dict(tutorials='Tutorials', experiments='Experiments', figures='Tables and figures')
-ABOUT = dict(tutorials='The library put to use, from a first look to models and data of your own.',
+ALWAYS = 'index.ipynb', 'guide/' # show tables, which change without their code
+# in reading order
+START = 'quickstart', 'own_pictures', 'models', 'status'
+TUTORIALS = 'explore', 'step_by_step', 'from_scratch', 'own_data', 'evaluate_published', 'new_backbone', 'clusters'
+REFERENCE = 'commands', 'glossary', 'trouble', 'changes'
+PARTS = 'base', 'method', 'weights', 'data', 'measure', 'training', 'study' # each with an index of its own
+FOLDERS = dict(guide='Guide', tutorials='Tutorials', experiments='Experiments', figures='Tables and figures')
+ABOUT = dict(guide='Where to start, how to use it on your own pictures, and what was really run.',
+             tutorials='The library put to use, from a first look to models and data of your own.',
              experiments='The programs that papermill runs with the parameters of a profile. '
                          'As they stand here, they run for a few steps.',
              figures='The notebooks that draw tables and figures from run records. '
@@ -55,8 +60,8 @@ SYMBOLS = symbols()
 def linked(target, home, place):
     "A link of a notebook in the folder `home` of nbs, as a page in the folder `place` of the site has it."
     path = posixpath.normpath(posixpath.join('nbs', home, target))
-    if found := re.fullmatch(r'figures/(\w+)(?:/(\w+)\.md)?', path):
-        path = f'results/{found[1]}.md' + (f'#{found[2]}' if found[2] else '')
+    if found := re.fullmatch(r'figures/(\w+)/(\w+)\.md', path): path = f'results/{found[1]}/{found[2]}.md'
+    elif found := re.fullmatch(r'figures/(\w+)', path): path = f'results/{found[1]}.md'
     elif path.removeprefix('nbs/') in FOLDERS: path = f'{path[4:]}/index.md'
     elif path.startswith('nbs/'): path = placed(path[4:])
     elif not path.startswith('figures/'): return f'{GIT}/{path}'
@@ -184,26 +189,68 @@ def listing(target, title, description, entries, text=''):
              for t, where, d in entries]
     return write(target, title, description, '\n'.join([text, '', *lines]), search=False)
 
-def shown(study, job, books):
-    "A table or figure of a study with where it comes from, as Markdown."
-    table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
+# what the text shows of a table, the verdict and the difference first; the whole table has a page of its own
+SHORT = dict(
+    table_main=['published model', 'ours', '@1', '@train', 'published @1'],
+    table_ratio=['model', '@0.25', '@0.5', '@0.75', '@1', 'trainings'],
+    table_ablations=['study', 'variant', 'difference @1', '@1', 'difference @train', 'c4 moved'],
+    table_sampling=['model', 'ratio', 'ensemble − one sampling', 'ensemble', 'one sampling', 'one pass @1'],
+    table_cost=['recipe', 'ratio', "encoder's share of FLOPs", "encoder's share of time", 'GFLOPs',
+                'latency (ms an image)', 'training: images/s'],
+    table_bench=['what', 'model', 'ratio', 'precision', "ours / authors'", 'ours / plain', 'ours, ms'],
+    claims=['verdict', 'claim', 'ours', '95 % interval', 'what goes the other way'])
+EMPTY = 'not run', 'n/a', 'n/a (paper)', '-', '–', ''
+
+def cells(line): return [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip().strip('|'))]
+
+def narrowed(table, chosen=None):
+    "A Markdown table without columns in which nothing stands, or with chosen ones only."
+    head, rule, *rows = map(cells, table)
+    told = [i for i in range(len(head)) if any(row[i] not in EMPTY for row in rows)]
+    kept = [head.index(name) for name in chosen if name in head] if chosen else range(len(head))
+    return '\n'.join('| ' + ' | '.join(row[i] for i in kept if i in told) + ' |' for row in (head, rule, *rows))
+
+def whole_table(text):
+    "A table's file with narrower tables."
+    return re.sub(r'(?:^\|.*\n)+', lambda found: narrowed(found[0].splitlines()) + '\n', text, flags=re.M)
+
+def origin_of(study, job, books, up):
+    "Where a table or figure comes from, as Markdown."
+    table = ROOT/study.figures/f'{job.name}.md'
     origin = table if table.exists() else ROOT/job.outputs[0]
+    files = [f'[{Path(f).suffix[1:]}]({up}{f})' for f in job.outputs if not f.endswith('.md')]
+    at = f'{up}results/{study.profile}/records.md'
+    names = ', '.join(f'[{n}]({at}#record-{n})' for n in read_names(origin))
+    program = f'[notebook]({up}{job.notebook[4:]})'
+    if job.name in books: program += f', [as run]({up}results/{books[job.name]})'
+    return (f'::: {{.origin}}\nFiles: {", ".join(files)}. Made by this {program} from the records {names} '
+            f'(common digest {read_digest(origin)}).\n:::')
+
+def shown(study, job, books):
+    "A table or figure on the page of its study: the answer, the picture or a short table, and where to read on."
+    table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
     title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
-    parts = [f'## {title} {{#{job.name}}}', f'*{question}*', relinked(rest.split('\n\n')[0], 'figures', 'results')]
-    if table.exists(): parts.append(re.sub(r'^#', '##', table.read_text(), flags=re.M))
-    else: parts.append(f'![]({picture}){{fig-alt="{title}: {question}"}}')
-    files = [f'[{Path(f).suffix[1:]}](../{f})' for f in job.outputs if not f.endswith('.md')]
-    names = ', '.join(f'[{n}](#record-{n})' for n in read_names(origin))
-    program = f'[notebook](../{job.notebook[4:]})'
-    if job.name in books: program += f', [as run]({books[job.name]})'
-    parts.append('::: {.origin}\n'
-                 f'Made from the records {names} (common digest {read_digest(origin)}) by this {program}. '
-                 f'Files: {", ".join(files)}.\n:::')
+    about = [p for p in relinked(rest, 'figures', 'results').split('\n\n') if not p.startswith('This notebook ')]
+    parts = [f'## {title.partition(": ")[2].capitalize() or title} {{#{job.name}}}',
+             f'*{question}* {answer(job.name, study.profile, ROOT)}'.strip()]
+    page = f'{study.profile}/{job.name}.md'
+    if table.exists():
+        head = re.match(r'(?:\|.*\n)+', table.read_text())[0].splitlines()
+        parts.append(narrowed(head, SHORT.get(job.name)))
+        body = whole_table(re.sub(r'^#', '##', table.read_text(), flags=re.M))
+    else:
+        parts.append(f'[![]({picture}){{fig-alt="{title}: {question}"}}]({picture})')
+        body = f'![](../{picture}){{fig-alt="{title}: {question}"}}'
+    parts.append(f'[{"The whole table" if table.exists() else "More"}]({page}): columns, caption, files and records.')
+    whole = '\n\n'.join([*[p.replace('](../', '](../../') for p in about], body,
+                          origin_of(study, job, books, '../../')])
+    write(f'results/{page}', f'{study.profile}: {title.partition(": ")[2] or title}', question, whole,
+          **{'page-layout': 'full'})
     return '\n\n'.join(parts)
 
 def records(study):
     "A study's run records as a Markdown table."
-    yield ('## Records {#records}\n\nEverything above is made from these. '
+    yield ('Every table and figure of the study is made from these. '
            'SHA-256: the first digits of what each record holds of itself.\n')
     yield '| record | kind | SHA-256 | date | commit | seconds |\n|---|---|---|---|---|---|'
     for path in sorted((ROOT/study.records).glob('*.json')):
@@ -213,13 +260,13 @@ def records(study):
                f'| `{r["git"]["commit"][:7]}` | {run_seconds(r):.0f} |')
 
 def study_pages(name):
-    "The page of a profile's tables and figures, and those of its executed notebooks, if they are here."
+    "The page of a profile's tables and figures, and those of its records and executed notebooks, if they are here."
     study, books, runs = read_study(name, ROOT/'profiles'), {}, []
     for job in study.jobs.values():
         if (ROOT/job.executed).exists():
-            books[job.name] = f'{name}/{job.name}.ipynb'
+            books[job.name] = f'{name}/{job.name}_run.ipynb'
             nb = nbformat.read(ROOT/job.executed, 4)
-            nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}', nb.cells[0].source)
+            nb.cells[0].source = re.sub(r'^# .*', f'# {name}: {job.name}, as run', nb.cells[0].source)
             note = f'as papermill ran it for the study [{name}](../{name}.md)'
             runs.append(stage(nb, f'results/{books[job.name]}', job.notebook, note))
     shutil.copytree(ROOT/study.figures, SOURCE/study.figures, ignore=shutil.ignore_patterns('*.md'),
@@ -227,12 +274,16 @@ def study_pages(name):
     drawn = [job for job in study.jobs.values() if job.kind == 'figure' and (ROOT/job.outputs[0]).exists()]
     comment = re.match(r'# (.*)', (ROOT/'profiles'/f'{name}.yaml').read_text())[1]
     about = comment.split('. ')[0].removesuffix('.') + '.'
-    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; '
-             '[jobs](../study/jobs.ipynb) come of it.',
-             *(shown(study, job, books) for job in drawn), '\n'.join(records(study))]
-    lines = [f'- [{t}]({where.removeprefix("results/")}): {d}' for t, where, d in runs]
+    lines = [f'- [{t}]({where.removeprefix(f"results/{name}/")}): {d}' for t, where, d in runs]
     none = f'None here: they are not part of the repository. `make reproduce PROFILE={name}` makes them.'
-    parts.append('## Executed notebooks\n\n' + ('\n'.join(lines) or none))
+    write(f'results/{name}/records.md', f'{name}: records', f'The run records of the study {name}.',
+          '\n'.join(records(study)) + '\n\n## Executed notebooks\n\n' + ('\n'.join(lines) or none))
+    def is_table(job): return (ROOT/study.figures/f'{job.name}.md').exists()
+    cards = [f'::: {{.card}}\n{shown(study, job, books)}\n:::' for job in drawn if not is_table(job)]
+    parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; '
+             f'all [records]({name}/records.md) are listed with their digests.',
+             *(shown(study, job, books) for job in drawn if is_table(job))]
+    if cards: parts += [':::: {.cards}', *cards, '::::']
     return write(f'results/{name}.md', f'Results: {name}', about, '\n\n'.join(parts))
 
 # --- the site ---
@@ -248,9 +299,14 @@ def make_source():
         note = '' if nb else 'shown without outputs'
         entry = stage(nb or nbformat.read(path, 4), target, str(path.relative_to(ROOT)), note)
         entries.setdefault(posixpath.dirname(target), []).append(entry)
-    alone = {where: (t, where, d) for t, where, d in entries[''] if where in ALONE}
+    def chosen(folder, names):
+        "Entries of a folder in a given order."
+        there = {Path(entry[1]).stem: entry for entry in entries[folder]}
+        if {*names} - {*there}: raise MimdetError(f'nbs/{folder} lacks {", ".join({*names} - {*there})}')
+        return [there[name] for name in names]
     parts = [sorted(entries[part], key=lambda entry: Path(entry[1]).name != 'index.ipynb') for part in PARTS]
-    lists = {f: listing(f'{f}/index.md', title, ABOUT[f], entries[f]) for f, title in FOLDERS.items()}
+    ordered = entries | dict(tutorials=chosen('tutorials', TUTORIALS))
+    lists = {f: listing(f'{f}/index.md', title, ABOUT[f], ordered[f]) for f, title in FOLDERS.items()}
     listing('library.md', 'Library', 'The seven parts of the package, in reading order.', [part[0] for part in parts])
     studies = [study_pages(p) for p in profiles(ROOT/'profiles') if p != 'smoke' and (ROOT/'figures'/p).exists()]
     overview = listing(
@@ -258,13 +314,34 @@ def make_source():
         'Tables and figures of each profile that has been run, with the records they are made from.', studies,
         'A profile says which models are trained on what, how often, and at which sample ratios they are evaluated. '
         'What is shown was drawn from its run records, nothing else.')
-    def item(entry): return dict(text=entry[0], href=entry[1])
-    def section(entry, *contents): return dict(section=entry[0], href=entry[1], contents=[*map(item, contents)])
-    start, contributing = (item(alone[where]) for where in ALONE)
-    contents = [start, section(lists['tutorials'], *entries['tutorials']), *(section(*part) for part in parts),
-                section(overview, *studies, lists['experiments'], lists['figures']), contributing]
-    sidebar = dict(website=dict(sidebar=dict(style='docked', contents=contents)))
-    (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(sidebar, allow_unicode=True, sort_keys=False))
+    write('404.md', 'Page not found', 'There is no such page.',
+          'There is no such page. Start at the [first page](index.ipynb), or search above.', search=False)
+    start, contributing = chosen('', ['index', 'contributing'])
+    sections = [
+        (('Start', start[1]), chosen('guide', START)), (lists['tutorials'], ordered['tutorials']),
+        (overview, [*chosen('guide', ['reproduce']), *studies]), (('Reference', lists['guide'][1]),
+                                                                   chosen('guide', REFERENCE)),
+        *((part[0], part[1:]) for part in parts), (lists['experiments'], entries['experiments']),
+        (lists['figures'], entries['figures']), (contributing, [])]
+    sidebar = dict(style='docked', **{'collapse-level': 1}, contents=list(sidebar_entries(sections)))
+    website = dict(sidebar=sidebar, **{'page-footer': dict(left=version_and_date())})
+    (SOURCE/'sidebar.yml').write_text(yaml.safe_dump(dict(website=website), allow_unicode=True, sort_keys=False))
+
+def sidebar_entries(sections):
+    "The sidebar's sections. A name that stands there twice gets its folder before it."
+    names = Counter(entry[0].lower() for head, rest in sections for entry in (head, *rest))
+    def named(entry):
+        folder = posixpath.dirname(entry[1])
+        return f'{folder}: {entry[0]}' if names[entry[0].lower()] > 1 and folder else entry[0]
+    for head, rest in sections:
+        contents = [dict(text=named(entry), href=entry[1]) for entry in rest]
+        yield dict(section=head[0], href=head[1], contents=contents) if rest else dict(text=head[0], href=head[1])
+
+def version_and_date():
+    "The version, and the date of the commit that is shown, if this is a checkout."
+    told = subprocess.run(['git', 'log', '-1', '--format=%cs, %h'], cwd=ROOT, capture_output=True, text=True)
+    made = f', {told.stdout.strip()}' if told.returncode == 0 else ''
+    return f'mimdet {SETTINGS["DEFAULT"]["version"]}{made}'
 
 def replaced(path, old, new):
     "Replace what must be in a file of smalldocs; a version without it needs another mend."
@@ -319,7 +396,7 @@ RENDERERS = dict(quarto=render_quarto, smalldocs=render_smalldocs)
 def main():
     parser = argparse.ArgumentParser(description='Make the docs site.')
     parser.add_argument('--fast', action='store_true',
-                        help='run no notebook but the start page; '
+                        help='run no notebook but the start page and the guide; '
                              'those without a fresh copy in build/executed are shown without outputs')
     parser.add_argument('--renderer', choices=RENDERERS, default='quarto' if shutil.which('quarto') else 'smalldocs',
                         help='default: quarto where it is installed')
@@ -327,7 +404,8 @@ def main():
                         help='folder of the site (default: _docs)')
     args = parser.parse_args()
     started = time.time()
-    run([p for p in notebooks([NBS]) if p == NBS/ALWAYS or not args.fast and not executed(p)])
+    def always(path): return str(path.relative_to(NBS)).startswith(ALWAYS)
+    run([p for p in notebooks([NBS]) if always(p) or not args.fast and not executed(p)])
     make_source()
     complaints = [*RENDERERS[args.renderer](args.out), *check(args.out)]
     for line in complaints: print('FAIL ', line)

@@ -138,7 +138,8 @@ class Predictions(Shown):
 
 def _embedded(picture):
     pixels = read_image(picture) if isinstance(picture, Path) else np.asarray(picture)
-    return f'<img style="max-width: 45%; margin: 2px" src="data:image/png;base64,{png_text(pixels)}">'
+    return ('<img alt="a picture with its detections" style="max-width: 45%; margin: 2px" '
+            f'src="data:image/png;base64,{png_text(pixels)}">')
 
 # %% ../../nbs/measure/03_predict.ipynb #a910000d
 def predict(
