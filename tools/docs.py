@@ -199,15 +199,17 @@ SHORT = dict(
                 'latency (ms an image)', 'training: images/s'],
     table_bench=['what', 'model', 'ratio', 'precision', "ours / authors'", 'ours / plain', 'ours, ms'],
     claims=['verdict', 'claim', 'ours', '95 % interval', 'what goes the other way'])
+LONGEST = 14 # rows
 EMPTY = 'not run', 'n/a', 'n/a (paper)', '-', '–', ''
 
 def cells(line): return [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip().strip('|'))]
 
 def narrowed(table, chosen=None):
-    "A Markdown table without columns in which nothing stands, or with chosen ones only."
+    "A Markdown table without columns in which nothing stands; or chosen columns of its first rows that were run."
     head, rule, *rows = map(cells, table)
     told = [i for i in range(len(head)) if any(row[i] not in EMPTY for row in rows)]
     kept = [head.index(name) for name in chosen if name in head] if chosen else range(len(head))
+    if chosen: rows = [row for row in rows if row[kept[1]] != 'not run'][:LONGEST]
     return '\n'.join('| ' + ' | '.join(row[i] for i in kept if i in told) + ' |' for row in (head, rule, *rows))
 
 def whole_table(text):
@@ -231,7 +233,8 @@ def shown(study, job, books):
     table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
     title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
     about = [p for p in relinked(rest, 'figures', 'results').split('\n\n') if not p.startswith('This notebook ')]
-    parts = [f'## {title.partition(": ")[2].capitalize() or title} {{#{job.name}}}',
+    title = title.partition(': ')[2] or title
+    parts = [f'## {title[0].upper()}{title[1:]} {{#{job.name}}}',
              f'*{question}* {answer(job.name, study.profile, ROOT)}'.strip()]
     page = f'{study.profile}/{job.name}.md'
     if table.exists():
@@ -244,7 +247,7 @@ def shown(study, job, books):
     parts.append(f'[{"The whole table" if table.exists() else "More"}]({page}): columns, caption, files and records.')
     whole = '\n\n'.join([*[p.replace('](../', '](../../') for p in about], body,
                           origin_of(study, job, books, '../../')])
-    write(f'results/{page}', f'{study.profile}: {title.partition(": ")[2] or title}', question, whole,
+    write(f'results/{page}', f'{study.profile}: {title}', question, whole,
           **{'page-layout': 'full'})
     return '\n\n'.join(parts)
 
@@ -332,7 +335,7 @@ def sidebar_entries(sections):
     names = Counter(entry[0].lower() for head, rest in sections for entry in (head, *rest))
     def named(entry):
         folder = posixpath.dirname(entry[1])
-        return f'{folder}: {entry[0]}' if names[entry[0].lower()] > 1 and folder else entry[0]
+        return f'{folder}: {entry[0]}' if names[entry[0].lower()] > 1 and folder in PARTS else entry[0]
     for head, rest in sections:
         contents = [dict(text=named(entry), href=entry[1]) for entry in rest]
         yield dict(section=head[0], href=head[1], contents=contents) if rest else dict(text=head[0], href=head[1])

@@ -44,7 +44,7 @@ def _ratio(cells, records):
     return told and f'From a quarter of the tokens to all of them, box AP goes {", ".join(told)}.'
 
 def _ablations(cells, records):
-    found = [(float(row['mean']), row['variant']) for row in
+    found = [(float(row['mean']), f'{row["study"]}: {row["variant"]}') for row in
              cells.rows('table_ablations', column='difference @1', task='box') if row['mean']]
     return found and (f'The costliest change with all tokens is "{min(found)[1]}" ({min(found)[0]:+.1f} box AP), '
                       f'the cheapest "{max(found)[1]}" ({max(found)[0]:+.1f}).')
