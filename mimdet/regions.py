@@ -259,7 +259,7 @@ def find_top_rpn_proposals(
     image_sizes:list, # (height, width) of each image
     threshold:float,  # largest overlap (IoU) of two proposals of a level
     most:int,         # proposals per image
-    smallest:float,   # both sides are longer, in pixels
+    smallest:float,   # both sides must be longer, in pixels
     training:bool,    # if true, all numbers must be finite
 )->list:
     "Return each image's proposals as Instances, best first. Raises `FloatingPointError` if training has diverged."
@@ -353,7 +353,7 @@ class MatchedMasks:
     def __getitem__(self, item): return MatchedMasks(self.masks, self.index[item])
     def crop_and_resize(self,
         boxes,    # (N, 4)
-        side:int, # in pixels, of what is returned
+        side:int, # of the returned masks, in pixels
     ):            # (N, side, side) bool
         "Crop and resize as detectron2's `BitMasks` does."
         rois = torch.cat([self.index[:, None].to(boxes.dtype), boxes], 1)
@@ -413,7 +413,7 @@ def fast_rcnn_inference(
     boxes,               # of each image, (R, C*4): one box for each category, or (R, 4)
     scores,              # of each image, (R, C + 1), background last
     image_shapes,        # (height, width) of each image
-    score_thresh:float,  # detections score more
+    score_thresh:float,  # detections must score higher
     nms_thresh:float,    # largest overlap (IoU) of two detections of a category
     topk_per_image:int,  # most detections per image; negative: all
 ):                       # Instances of each image, best first, and the regions they come from

@@ -88,7 +88,7 @@ def _mimdet_work(r, tokens, seen):
     return dict(stem=stem_work(tokens, r.dim), encoder=blocks_work(seen, r.dim, r.depth) + seen*NORM*r.dim,
                 decoder=decoder + blocks_work(tokens, r.decoder_dim, r.decoder_depth))
 
-def _tokens(r): return (r.img_size//STRIDE)**2 # for which there are position embeddings
+def _tokens(r): return (r.img_size//STRIDE)**2 # tokens that have position embeddings
 
 def _vit_weights(r, dim, depth): return (1 + _tokens(r))*dim + blocks_weights(dim, depth) + norm_weights(dim)
 
