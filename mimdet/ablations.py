@@ -17,7 +17,7 @@ from .vit import init_weights, patch_embedding
 
 # %% ../nbs/method/12_variants.ipynb #05-c8be31e7
 class StemBackbone(Pyramid):
-    "MIMDet without its transformer: c4 is a linear map of the stem's features at the same place."
+    "MIMDet without its transformer: c4 is a linear map of the stem's features at the same position, normalised."
     def __init__(self,
         dim:int=768,          # the stem's width
         decoder_dim:int=512,  # the channels of c4 and c5

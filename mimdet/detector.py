@@ -37,8 +37,8 @@ def precision(
     amp:str, # a key of `PRECISIONS`, or 'auto'
     device,  # a torch device
 )->torch.dtype:
-    """What autocast computes in. Automatic: bf16 where it is fast, else fp16 on a GPU, as the authors used,
-    and full precision on a CPU."""
+    """Return the type that autocast computes in. 'auto': bf16 where it is fast, else fp16 on a GPU,
+    as the authors used, and full precision on a CPU."""
     if amp != 'auto': return PRECISIONS[amp]
     if _has_bf16(device): return torch.bfloat16
     return torch.float16 if torch.device(device).type == 'cuda' else torch.float32
@@ -46,7 +46,7 @@ def precision(
 def _has_bf16(
     device, # a torch device
 )->bool:
-    "Whether bf16 is fast on `device`: recent GPUs, and CPUs with matrix units for it."
+    "Return whether bf16 is fast on `device`: on recent GPUs, and on CPUs with instructions for it."
     if torch.device(device).type == 'cuda':
         with torch.cuda.device(device): return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -56,7 +56,7 @@ def member_seed(
     seed:int,   # of an ensemble of samplings
     member:int, # from 0
 )->int:
-    "The sampling seed of an ensemble's member; the first has the ensemble's own."
+    "Return the sampling seed of an ensemble's member; the first has the ensemble's own."
     return seed_for('member', seed, member) if member else seed
 
 # %% ../nbs/method/11_detector.ipynb #05-39a85886
@@ -65,30 +65,30 @@ def without_padding(
     height:int, # of the original image, in its pixels
     width:int,  # likewise
 )->Instances:
-    "The same instances in an image without its padding, which lies at the right or at the bottom."
-    scale = max(height/found.image_size[0], width/found.image_size[1]) # the longer side was fitted
+    "Return the same instances in the image without its padding, which is at the right or at the bottom."
+    scale = max(height/found.image_size[0], width/found.image_size[1]) # the longer side fills the square
     return Instances((height/scale, width/scale), **found.get_fields())
 
 # %% ../nbs/method/11_detector.ipynb #05-39a85880
 class Detector(GeneralizedRCNN):
-    "Mask R-CNN whose backbone gets the image list and a seeded sampling noise."
+    "Mask R-CNN whose backbone gets the image list and seeded sampling noise."
     def __init__(self, *,
         strategy:str='random', # how tokens are sampled, a key of `mimdet.sampler.STRATEGIES`
         sample_seed:int=0,     # same seed and image: same tokens
         amp:str='auto', # precision of training and inference: a key of `PRECISIONS`, or 'auto', the fastest there is
-        padded:bool=False,     # are images scaled by one factor, then padded to a fixed size, as the baseline's are?
+        padded:bool=False,     # whether images are scaled, then padded to a fixed size, as the baseline's are
         **parts,               # of detectron2's `GeneralizedRCNN`
     ):
         super().__init__(**parts)
         if strategy not in STRATEGIES:
             raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
         self.strategy, self.sample_seed, self.padded = strategy, sample_seed, padded
-        self.members = 1 # samples that c4 is the mean of
-        self.chosen = None # noise that stands for chosen tokens
+        self.members = 1 # samples that c4 is averaged over
+        self.chosen = None # noise that encodes tokens chosen by hand
         self.set_precision(amp)
 
     def set_precision(self, amp):
-        "Compute in this precision from now on. Raises `MimdetError` if there is none of that name."
+        "Compute in this precision from now on. Raises `MimdetError` on an unknown name."
         if amp not in ('auto', *PRECISIONS):
             raise MimdetError(f'unknown precision {amp!r}; there are auto, {", ".join(PRECISIONS)}')
         self.amp = amp
@@ -96,26 +96,26 @@ class Detector(GeneralizedRCNN):
     def preprocess_image(self, batched_inputs):
         batch = super().preprocess_image(batched_inputs)
         batch.noise = self.noise_for(batched_inputs, batch)
-        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # faster, and convolutions pass it on
-        return ImageList(batch, batch.image_sizes) # detectron2 hands the first on to the backbone
+        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last) # faster, and convolutions keep it
+        return ImageList(batch, batch.image_sizes) # detectron2 passes the first to the backbone
 
     @property
     def bottom_up(self):
-        "The backbone below the feature pyramid, a `Pyramid`."
+        "Return the backbone below the feature pyramid, a `Pyramid`."
         return self.backbone.bottom_up
 
     @property
     def ratio(self):
-        "The share of tokens that the encoder sees; 1 where nothing is sampled."
+        "Return the share of tokens that the encoder sees; 1 if nothing is sampled."
         return self.bottom_up.sample_ratio or 1.
 
     @property
     def precision(self):
-        "The name of the type that it computes in: float32, bfloat16 or float16."
+        "Return the name of the type that it computes in: float32, bfloat16 or float16."
         return str(precision(self.amp, self.device)).removeprefix('torch.')
 
     def autocast(self):
-        "A block in which the network computes as `amp` says, and in which its weights are cast once."
+        "Return a context in which the network computes as `amp` says; its weights are cast once per block."
         dtype = precision(self.amp, self.device)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -132,7 +132,7 @@ class Detector(GeneralizedRCNN):
 # %% ../nbs/method/11_detector.ipynb #05-39a85888
 @patch
 def noise_for(self:Detector, batched_inputs, batch):
-    "(B, N), what decides which tokens are seen; with several members (M, B, N)."
+    "Return the noise that decides which tokens are seen: (B, N), or (M, B, N) with several members."
     if self.chosen is not None: return self.chosen.expand(len(batched_inputs), -1)
     drawn = [self.training and 'draw' in x for x in batched_inputs]
     seeds = [seed_for('draw', self.sample_seed, x['draw']) if own else self.sample_seed
@@ -147,13 +147,13 @@ def noise_for(self:Detector, batched_inputs, batch):
 @patch
 @contextmanager
 def sampled(self:Detector,
-    ratio=None,    # share of tokens that the encoder sees; None: as it is
+    ratio=None,    # share of tokens that the encoder sees; None: unchanged
     *,
-    strategy=None, # a key of `mimdet.sampler.STRATEGIES`; None: as it is
-    seed=None,     # which tokens; None: as it is
-    members=None,  # samples that c4 is the mean of; None: as it is
+    strategy=None, # a key of `mimdet.sampler.STRATEGIES`; None: unchanged
+    seed=None,     # decides which tokens; None: unchanged
+    members=None,  # samples that c4 is averaged over; None: unchanged
 ):
-    "The detector with another sampling inside the block. Raises `MimdetError` for values that make no sense."
+    "Change the detector's sampling inside the block. Raises `MimdetError` for invalid values."
     before = dict(ratio=self.ratio, strategy=self.strategy, seed=self.sample_seed, members=self.members)
     asked = dict(ratio=ratio, strategy=strategy, seed=seed, members=members)
     try:
@@ -169,7 +169,7 @@ def _sample(self:Detector, ratio, strategy, seed, members):
         raise MimdetError(f'unknown sampling strategy {strategy!r}; there are {", ".join(STRATEGIES)}')
     if members < 1: raise MimdetError(f'{members=} must be at least 1')
     if not samples and ratio != 1:
-        raise MimdetError(f'this model has no sample ratio, so {ratio=} says nothing: its backbone sees all tokens')
+        raise MimdetError(f'this model has no sample ratio, so {ratio=} has no effect: its backbone sees all tokens')
     if not samples and members > 1:
         raise MimdetError(f'this model samples no tokens, so there is nothing to average over {members=}')
     if samples: self.bottom_up.sample_ratio = check_ratio(ratio)
@@ -179,11 +179,11 @@ def _sample(self:Detector, ratio, strategy, seed, members):
 @patch
 @contextmanager
 def seeing(self:Detector,
-    kept,       # numbers of the tokens that the encoder sees, in raster order of the padded image
-    tokens:int, # how many there are
+    kept,       # indices of the tokens that the encoder sees, in raster order of the padded image
+    tokens:int, # how many the image has
 ):
-    "The detector whose encoder sees these tokens of every picture inside the block. Raises `MimdetError` for none."
-    if not len(kept): raise MimdetError('no token is kept: the encoder needs one at least')
+    "Inside the block the encoder sees these tokens of every image. Raises `MimdetError` if there are none."
+    if not len(kept): raise MimdetError('no token is kept: the encoder needs at least one')
     with self.sampled(min(1., (len(kept) + .5)/tokens)):
         self.chosen = torch.ones(1, tokens).index_fill(1, torch.tensor([*kept]), 0.)
         try: yield self
@@ -192,7 +192,7 @@ def seeing(self:Detector,
 # %% ../nbs/method/11_detector.ipynb #05-39a8588d
 @patch
 def in_the_original(self:Detector, sample, found):
-    "Boxes and masks in pixels of the original image, pasted in full precision."
+    "Return boxes and masks in pixels of the original image, pasted in full precision."
     if found.has('pred_masks'): found.pred_masks = found.pred_masks.float()
     size = sample.get('height', found.image_size[0]), sample.get('width', found.image_size[1])
     return detector_postprocess(without_padding(found, *size) if self.padded else found, *size)
@@ -201,7 +201,7 @@ def in_the_original(self:Detector, sample, found):
 def trusted(
     target:str, # module.Class
 )->bool:
-    "Whether a configuration may name this class."
+    "Return whether a configuration may name this class."
     module, _, name = target.rpartition('.')
     ours = ('mimdet', 'detectron2')
     if module.split('.')[0] in ours:
@@ -211,7 +211,7 @@ def trusted(
     return isinstance(found, type) and (found.__module__.split('.')[0] in ours or issubclass(found, nn.Module))
 
 def classes_named(node):
-    "The classes that nested plain data name."
+    "Return the classes named in nested plain data."
     if isinstance(node, list): return [t for child in node for t in classes_named(child)]
     if not isinstance(node, dict): return []
     own = [str(node['_target_'])] if '_target_' in node else []
@@ -221,8 +221,8 @@ def classes_named(node):
 def build(
     cfg, # a LazyConfig from `mimdet.recipes.config`, or its `model` section
 )->Detector:
-    """The module that `cfg` describes, with fresh weights; no file is touched.
-    Raises `MimdetError` if it describes none."""
+    """Build the model that `cfg` describes, with fresh weights and without reading any file.
+    Raises `MimdetError` if that is impossible."""
     model = cfg.model if 'model' in cfg else cfg
     refused = [t for t in classes_named(OmegaConf.to_container(model)) if not trusted(t)]
     if refused:
@@ -230,7 +230,7 @@ def build(
                           'and torch modules that are imported already')
     if 'data' in cfg and bool(cfg.data.get('square')) != bool(model.get('padded')):
         raise MimdetError(f'data.square={cfg.data.get("square")} and model.padded={model.get("padded")} '
-                          'contradict each other: images become squares by padding, or they do not')
+                          'contradict each other: set both for padded squares, or neither')
     try: return instantiate(model)
     except MimdetError: raise
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
@@ -246,9 +246,9 @@ class SharedBatchNorm(NaiveSyncBatchNorm):
 def synchronise(
     model, # a `Detector`; changed in place
 ):
-    "With several processes, batch norms see the images of all of them. Parameters keep their names and values."
+    "Make batch norms share statistics across processes. Parameters keep their names and values."
     if comm.get_world_size() == 1: return
-    if model.device.type == 'cuda': # never without input
+    if model.device.type == 'cuda': # the backbone always has input
         model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
     for module in list(model.modules()):
         for name, norm in module.named_children():
@@ -275,14 +275,14 @@ def compile_parts(
     pyramid = [*model.backbone.lateral_convs, *model.backbone.output_convs]
     convolutions = [*pyramid, model.proposal_generator.rpn_head, heads.box_head, *masks]
     compiled = [*parts['stem'], *blocks, *convolutions]
-    limit = torch._dynamo.config.recompile_limit # forms of one function, and all parts are called through the same
+    limit = torch._dynamo.config.recompile_limit # variants of one function; all parts are called through the same one
     torch._dynamo.config.recompile_limit = max(limit, 4*len(compiled))
     for part in compiled: part.compile(backend=backend)
 
 # %% ../nbs/method/11_detector.ipynb #25-5f4cde78
 @contextmanager
 def evaluating(model):
-    "The model in evaluation mode, without gradients and in its precision; after the block in the mode it was in."
+    "Put the model in evaluation mode, without gradients and in its precision; restore its mode after the block."
     was_training = model.training
     model.eval()
     try:
@@ -294,7 +294,7 @@ def sample_of(
     image:np.ndarray,   # (H, W, 3) uint8 RGB
     augmentations:list, # detectron2's, as for evaluation
 )->dict:                # with the scaled image, (3, H, W)
-    "An image as a `Detector` takes it; what it finds is then in pixels of the scaled image."
+    "Return an image as a `Detector` takes it; what it finds is then in pixels of the scaled image."
     resized = T.AugInput(image)
     T.AugmentationList(augmentations)(resized)
     return dict(image=torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1))))
@@ -305,7 +305,7 @@ def detect(
     augmentations:list,   # detectron2's, as for evaluation
     image_id=0,           # decides, with the model's `sample_seed`, which tokens are seen
 ):                        # detectron2 Instances: pred_boxes, scores, pred_classes, pred_masks (H, W)
-    "Objects in one image, boxes and masks in its own pixels, best first."
+    "Detect the objects in one image: boxes and masks in its own pixels, best first."
     sample = sample_of(image, augmentations) | dict(height=image.shape[0], width=image.shape[1], image_id=image_id)
     with evaluating(model): found = model([sample])[0]['instances'].to('cpu')
     return found[found.scores.argsort(descending=True, stable=True)]
@@ -316,10 +316,10 @@ def draw(
     instances,             # from `detect`
     *,
     class_names,           # one for each category
-    threshold:float=0.5,   # show objects scored at least this
-    scale:float=1.,        # enlarge the picture
+    threshold:float=0.5,   # lowest score of the objects shown
+    scale:float=1.,        # enlarge the image
 )->np.ndarray:             # (H*scale, W*scale, 3) uint8
-    "The image with boxes, masks, names and scores drawn in."
+    "Return the image with boxes, masks, names and scores drawn in."
     shown = instances[instances.scores >= threshold]
     if image.shape[1] == 2 and shown.has('pred_masks'):
         shown.remove('pred_masks') # detectron2 refuses masks of two columns

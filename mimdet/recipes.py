@@ -25,7 +25,7 @@ _MAE_STEMS = 'random', 'fitted'
 @dataclass(frozen=True)
 class Recipe:
     "Everything that cannot be derived: the network, the detector around it, the schedule."
-    name:str=''              # of `names()`, also where a field was changed
+    name:str=''              # one of `names()`, even if a field was changed
     size:str='base'          # a key of `SIZES`
     # backbone
     backbone:str='mimdet'    # a key of `BACKBONES`
@@ -39,9 +39,9 @@ class Recipe:
     fill:str='mask_token'    # 'mask_token' (v1) or 'stem' (v2)
     sample_ratio:float=0.5   # share of tokens that the encoder sees in training
     window:int=16            # side in tokens of the baseline's windows
-    train_positions:bool=False # let the baseline's position embedding learn
+    train_positions:bool=False # train the baseline's position embedding
     drop_path:float=0.1      # stochastic depth
-    checkpointing:object='auto' # of activations: True, False, or 'auto': where the device's memory asks for it
+    checkpointing:object='auto' # of activations: True, False, or 'auto': if the device's memory requires it
     # detector
     levels:int=4             # pyramid levels taken from the backbone, c2 upwards
     extra_level:bool=True    # one more level by pooling, for proposals only
@@ -50,7 +50,7 @@ class Recipe:
     canonical_box:int=224    # side in pixels of a box that is pooled from stride 16
     pool_samples:int=0       # RoIAlign's samples along a bin's side, 0: by size
     proposals:tuple=(2000, 1000) # per level before, per image after suppression, in training (1000, 1000 in test)
-    rois:int=512             # regions an image trains the heads on
+    rois:int=512             # regions per image that train the heads
     rpn_convs:int=2          # convolutions of the proposal head
     box_convs:int=4          # convolutions of the box head
     box_fc:int=1024          # width of its linear layer
@@ -58,18 +58,18 @@ class Recipe:
     mask_channels:int=256    # their width
     classes:int=80           # categories
     # schedule
-    images:int=120_000       # of an epoch
+    images:int=120_000       # per epoch
     epochs:float=36          # passes over the data
-    batch:int=64             # images a step
+    batch:int=64             # images per step
     base_lr:float=8e-5       # at batch 64
     lr_factor:float=2.       # pyramid and heads: lr x factor; encoder: lr / factor; stem: lr. The baseline has one rate
-    decoder_rate:str='rest'  # the decoder learns like the pyramid and heads, or like the 'encoder'
-    mae_stem:str='random'    # the stem starts at random, as in the paper; 'fitted': as the autoencoder's file has it
+    decoder_rate:str='rest'  # the decoder's learning rate: that of pyramid and heads, or that of the 'encoder'
+    mae_stem:str='random'    # the stem starts at random, as in the paper; 'fitted': from the autoencoder's file
     weight_decay:float=0.1   # of matrices and filters
     schedule:str='step'      # 'step' (x0.1 at the milestones) or 'cosine'
-    milestones:tuple=(27/36, 33/36) # in shares of the run
+    milestones:tuple=(27/36, 33/36) # as shares of the run
     warmup:float=0.25        # in epochs, linear
-    warmup_factor:float=0.   # of the rate that it begins with
+    warmup_factor:float=0.   # the rate that warm-up starts at, as a share of the full one
     clip:float=0.            # largest norm of the gradient, 0: no clipping
     # images
     short_edges:tuple=(      # one is drawn for each image; the paper's list, without 672 and 704
@@ -77,14 +77,14 @@ class Recipe:
     crop:bool=True           # half of the images: resize to 400, 500 or 600, crop 384 to 600
     test_short_edge:int=800
     max_size:int=1333        # of the long edge
-    square:int=0             # side in pixels of squares, cut or padded, that take the place of all this; 0: none
+    square:int=0             # side in pixels of squares, cropped or padded, that replace all this; 0: none
     filter_empty:bool=True   # leave out training images without objects
     jitter:tuple=()          # smallest and largest scale of an image in its square, in training
 
     def __post_init__(self):
         for field in ('images', 'epochs', 'batch', 'base_lr'):
             if not getattr(self, field) > 0:
-                raise MimdetError(f'{field}={getattr(self, field)} must be more than 0')
+                raise MimdetError(f'{field}={getattr(self, field)} must be greater than 0')
         if self.backbone not in BACKBONES:
             raise MimdetError(f'unknown backbone {self.backbone!r}; there are {", ".join(BACKBONES)}')
         for field, allowed in dict(decoder_rate=DECODER_RATES, mae_stem=_MAE_STEMS).items():
@@ -108,17 +108,17 @@ class Recipe:
     def drops(self): return [round(share*self.iterations) for share in self.milestones]
 
     def image_size(self,
-        height:int=0, # asked for, in pixels; 0: none in particular
+        height:int=0, # wanted, in pixels; 0: the largest
         width:int=0,  # likewise
     )->tuple:         # height and width in pixels
-        "The size asked for, else the largest image that it trains on. A recipe for squares takes its square."
+        "Return the wanted size, else that of the largest training image; always the square of a recipe for squares."
         largest = largest_image(self)
         return largest if self.square else (height or largest[0], width or largest[1])
 
     def test_image(self,
-        photograph:bool=True, # three by four, as most are; else a square
+        photograph:bool=True, # three by four, like most photographs; else a square
     )->tuple:                 # height and width in pixels
-        "The size of a usual image in evaluation."
+        "Return the size of a typical image in evaluation."
         side = self.square or self.test_short_edge
         return (side, side) if self.square or not photograph else (side, min(self.max_size, round(4/3*side)))
 
@@ -126,7 +126,7 @@ class Recipe:
         height:int, # of the image in pixels
         width:int,  # likewise
     )->list:        # the finest first; the third, at stride 16, is the number of tokens
-        "Positions on each level that proposals are made from, for the padded image."
+        "Count the positions on each level that proposals are made from, for the padded image."
         strides = [4*2**i for i in range(self.levels + self.extra_level)]
         coarsest = strides[self.levels - 1]
         height, width = (-(-side//coarsest)*coarsest for side in (height, width))
@@ -155,7 +155,7 @@ DESIGNS = dict(
 )
 
 # %% ../nbs/method/10_recipes.ipynb #c5e1a00003
-EXCEPTIONS = { # where size and design are not independent
+EXCEPTIONS = { # for a size in a design
     ('large', 'v2'): dict(lr_factor=3.5),
     ('tiny', 'v2'): dict(img_size=128),
     ('small', 'benchmarking'): dict(mae_stem='random'), # it has none
@@ -181,17 +181,17 @@ RECIPES = dict(_rows())
 
 # %% ../nbs/method/10_recipes.ipynb #09-610b53a3
 def names()->list:
-    "All recipe names."
+    "Return all recipe names."
     return list(RECIPES)
 
 def network(name:str)->tuple:
-    """Size and design of a recipe's network, which decide what a pass costs at some ratio.
-    A recipe that is unknown here, as of a record from elsewhere, is a network of its own."""
+    """Return size and design of a recipe's network, which decide what a pass costs at a given ratio.
+    A recipe that is unknown here, for example from someone else's record, counts as a network of its own."""
     r = RECIPES.get(name)
     return (r.size, r.design) if r else (name,)
 
 def networks()->list:
-    "One recipe's name for each network, at the usual ratio."
+    "Return one recipe's name for each network, at the usual ratio."
     found = {}
     for name, r in RECIPES.items():
         if r.sample_ratio == Recipe.sample_ratio: found.setdefault(network(name), name)
@@ -199,18 +199,18 @@ def networks()->list:
 
 def recipe(
     name:str,  # one of `names()`
-    **changes, # fields of `Recipe` to change; what is derived follows
+    **changes, # fields of `Recipe` to change; derived values follow
 )->Recipe:
-    "The recipe called `name`. Raises `MimdetError` on an unknown name or field, with the nearest one."
+    "Return the recipe called `name`. Raises `MimdetError` on an unknown name or field, suggesting the nearest one."
     if name not in RECIPES:
         raise MimdetError(f'unknown recipe {name!r}{nearest(name, RECIPES)}; `mimdet_models` lists all')
-    known = [f.name for f in fields(Recipe) if f.name not in ('name', 'size')] # these say what it comes from
+    known = [f.name for f in fields(Recipe) if f.name not in ('name', 'size')] # these identify the original recipe
     for field in changes:
         if field not in known: raise MimdetError(f'a recipe has no {field!r}{nearest(field, known)}')
     return replace(RECIPES[name], **changes)
 
 def nearest(word, choices)->str:
-    "A suggestion for a mistyped word, or nothing."
+    "Suggest a correction of a mistyped word, or return ''."
     close = difflib.get_close_matches(word, choices, n=1)
     return f', did you mean {close[0]!r}?' if close else ''
 
@@ -218,7 +218,7 @@ def nearest(word, choices)->str:
 def largest_image(
     data, # the configuration's `data` section, or a `Recipe`
 )->tuple: # height and width in pixels
-    "The largest image that a training sees."
+    "Return the size of the largest image that a training run sees."
     return (data.square, data.square) if data.square else (max(data.short_edges), data.max_size)
 
 # %% ../nbs/method/10_recipes.ipynb #12-31140216
@@ -280,9 +280,9 @@ def _heads(r):
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375) # ImageNet's, RGB, as MAE and MIMDet use them
 
 def to_config(
-    r:Recipe, # what to configure; its name is kept, so that a file says what it came from
+    r:Recipe, # what to configure; its name is kept, so that a file says which recipe it comes from
 )->DictConfig:
-    "The recipe as a detectron2 LazyConfig: model, optimizer, schedule, data and train sections, plain data only."
+    "Return the recipe as a detectron2 LazyConfig: model, optimizer, schedule, data and train sections, as plain data."
     return OmegaConf.create(dict(
         model=_call('mimdet.detector.Detector', backbone=_pyramid(r),
                     proposal_generator=_proposals(r), roi_heads=_heads(r),
@@ -307,7 +307,7 @@ def config(
     name:str,    # one of `names()`
     **overrides, # fields of `Recipe`
 )->DictConfig:
-    "The LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
+    "Return the LazyConfig of recipe `name`; build its model with `mimdet.detector.build`."
     return to_config(recipe(name, **overrides))
 
 # %% ../nbs/method/10_recipes.ipynb #d1d1000002
@@ -316,18 +316,18 @@ _JOINER = '\u2060'
 def as_stored(
     names, # of categories
 )->list:
-    "Names as a configuration can hold them."
+    "Return names in a form that a configuration can hold."
     return [_JOINER + name if name == '???' else name.replace('${', f'${_JOINER}{{') for name in names]
 
 def class_names(
     data, # the `data` section of a configuration
 )->list:
-    "The names of a configuration's categories; none if it has none."
+    "Return the names of a configuration's categories, if it has any."
     return [name.replace(f'${_JOINER}{{', '${').removeprefix(_JOINER) for name in data.get('classes') or ()]
 
 # %% ../nbs/method/10_recipes.ipynb #c5e1a0000d
 def _mistake(old, value):
-    "Why a value cannot take another's place, or nothing."
+    "Return why a value cannot replace another one, or None."
     kinds = {bool: 'true or false', int: 'a whole number', numbers.Number: 'a number',
              ListConfig: 'a list', DictConfig: 'a section'}
     kind = next((k for k in kinds if isinstance(old, k)), None) # bool before int, which it is a kind of
@@ -342,11 +342,11 @@ def _numbers(values): return all(isinstance(v, numbers.Number) for v in values)
 
 # %% ../nbs/method/10_recipes.ipynb #17-f93046ef
 def override(
-    cfg:DictConfig,   # left as it is
+    cfg:DictConfig,   # not changed
     assignments:list, # 'dotted.key=value' strings, values in YAML
 )->DictConfig:
-    """A copy of `cfg` with `assignments` applied.
-    Raises `MimdetError` on a key that does not exist, with the nearest one."""
+    """Return a copy of `cfg` with `assignments` applied.
+    Raises `MimdetError` on a key that does not exist, suggesting the nearest one."""
     cfg = cfg.copy()
     keys = _dotted(OmegaConf.to_container(cfg))
     for assignment in assignments:
@@ -370,7 +370,7 @@ def leaves(
     node,      # nested plain dictionaries
     prefix='', # of the keys
 )->dict:       # dotted key -> value
-    "A configuration, flat."
+    "Flatten a configuration."
     if not isinstance(node, dict): return {prefix[:-1]: node}
     return {k: v for name, child in node.items() for k, v in leaves(child, f'{prefix}{name}.').items()}
 
@@ -378,7 +378,7 @@ def differences(
     new, # nested plain dictionaries
     old, # likewise
 )->list: # of lines 'key: old -> new'
-    "What changed from one configuration to another."
+    "List what changed from one configuration to another."
     new, old = leaves(new), leaves(old)
     shown = lambda values, key: repr(values[key]) if key in values else 'nothing'
     return [f'{k}: {shown(old, k)} -> {shown(new, k)}' for k in old | new if shown(old, k) != shown(new, k)]
@@ -399,16 +399,16 @@ PUBLISHED = {
 
 # %% ../nbs/method/10_recipes.ipynb #c5e1a00013
 _EVERYWHERE = ( # how our runs differ from the authors', whatever the recipe
-    'mixed precision is bf16 where the hardware has it; the authors used fp16 (model.amp=fp16 does)',
-    'activation checkpointing, which changes no result, is on only where memory asks for it; the authors always had it',
+    'mixed precision is bf16 where the hardware supports it; the authors used fp16 (set model.amp=fp16 for that)',
+    'activation checkpointing, which changes no result, is on only if memory requires it; the authors always used it',
     'batch normalisation is synchronised with several processes and plain with one; the authors always had several',
 )
 
 def from_the_paper(
     name:str, # one of `names()`
 )->list:      # of sentences
-    """How a recipe differs from the paper's: for a row of the paper in what is noted above;
-    for our own sizes also field by field from the base model."""
+    """List how a recipe differs from the paper's: for a row of the paper the notes above,
+    for our own sizes also the fields that differ from the base model."""
     r = RECIPES[name]
     notes = [*_EVERYWHERE, *r.kind.notes]
     if name in PUBLISHED: return notes
@@ -440,7 +440,7 @@ def _in_mask_head(r):
 def parameters(
     r:Recipe, # of the detector
 )->dict:      # a number for each part, as from `mimdet.measure.flops.flops`
-    "Parameters of each part of a detector, the frozen position embeddings included."
+    "Count the parameters of each part of a detector, including the frozen position embeddings."
     heads = dict(proposals=_in_proposals(r), boxes=_in_box_head(r), masks=_in_mask_head(r))
     return r.kind.weights(r) | dict(pyramid=_in_pyramid(r)) | heads
 
@@ -448,5 +448,5 @@ def parameter_count(
     name:str,    # one of `names()`
     **overrides, # fields of `Recipe`
 )->int:
-    "Parameters of the detector, the frozen position embeddings included."
+    "Count the parameters of the detector, including the frozen position embeddings."
     return sum(parameters(recipe(name, **overrides)).values())

@@ -34,11 +34,11 @@ from .sampler import tensor_to_device
 # %% ../nbs/method/07_regions.ipynb #05-13982927
 _WAITING = { # torch's names of operations whose result the host needs
     '_local_scalar_dense', '_unique2', 'bincount', 'equal', 'masked_select', 'nms', 'nonzero', 'unique_dim'}
-_ON_THE_HOST = ( # signs of places, in the file or the line, that have nothing to wait for
+_ON_THE_HOST = ( # parts of the file name or the line of places where there is nothing to wait for
     'structures/image_list.py', 'layers/mask_ops.py', 'self.scaler.step(self.optimizer)')
 
 def _waits(operation, arguments):
-    "Whether the host would wait for the result of an operation on a GPU."
+    "Return whether the host would wait for the result of an operation on a GPU."
     name = operation._schema.name.split('::')[1]
     if name == 'repeat_interleave': return operation._overloadname == 'Tensor'
     if name not in ('index', 'index_put', 'index_put_', '_index_put_impl_'): return name in _WAITING
@@ -47,7 +47,7 @@ def _waits(operation, arguments):
 
 # %% ../nbs/method/07_regions.ipynb #7e61000002
 class _Lists(TorchFunctionMode):
-    "Tells of each `tolist`, which on a CPU is no operation."
+    "Reports each `tolist`, which is not a torch operation on a CPU."
     def __init__(self, found):
         super().__init__()
         self.found = found
@@ -83,10 +83,10 @@ class Waits(TorchDispatchMode):
 
 # %% ../nbs/method/07_regions.ipynb #08-53a94eac
 def to_device(
-    value,  # a tensor, a structure of detectron2's, lists and dictionaries of them; others stay as they are
+    value,  # a tensor, a detectron2 structure, lists and dictionaries of them; others stay as they are
     device, # a torch device
 ):
-    "The same on a device, copied without waiting for it."
+    "Copy a value to a device without waiting."
     if isinstance(value, torch.Tensor): return tensor_to_device(value, device)
     if isinstance(value, dict): return {name: to_device(own, device) for name, own in value.items()}
     if isinstance(value, list): return [to_device(own, device) for own in value]
@@ -99,7 +99,7 @@ def to_device(
 def log_later(
     scalars:dict, # name -> tensor with one number
 ):
-    "Keep scalars of this step for `write_logged`. One that is NaN will be left out."
+    "Keep scalars of this step for `write_logged`. NaN values will be left out."
     storage = get_event_storage()
     waiting = vars(storage).setdefault('waiting', [])
     waiting.append((storage.iter, {name: scalar.detach().float() for name, scalar in scalars.items()}))
@@ -120,7 +120,7 @@ def write_logged(
 
 # %% ../nbs/method/07_regions.ipynb #14-4a7acc17
 def _overlapping(boxes, threshold):
-    "(G, K, K): do two boxes of a group overlap by more than `threshold`? In torchvision's order of operations."
+    "Return (G, K, K): which boxes of a group overlap by more than `threshold`, in torchvision's order of operations."
     x0, y0, x1, y1 = boxes.unbind(-1)
     width = torch.minimum(x1[:, :, None], x1[:, None]).sub_(torch.maximum(x0[:, :, None], x0[:, None])).clamp_(min=0)
     height = torch.minimum(y1[:, :, None], y1[:, None]).sub_(torch.maximum(y0[:, :, None], y0[:, None])).clamp_(min=0)
@@ -129,21 +129,21 @@ def _overlapping(boxes, threshold):
 
 def suppress_in_rounds(
     boxes,           # (G, K, 4): groups, the best box of each first
-    usable,          # (G, K) bool: the others do not count
+    usable,          # (G, K) bool: the others are ignored
     threshold:float, # largest overlap (IoU) of two boxes that stay
 ):                   # (G, K) bool
-    "Which boxes stay, for all groups at once."
+    "Return which boxes stay, for all groups at once."
     kind = torch.float16 if boxes.is_cuda else torch.float32
-    at_once = max(1, 2**25//max(1, boxes.shape[1]**2)) # groups: bounds the memory
+    at_once = max(1, 2**25//max(1, boxes.shape[1]**2)) # groups at a time, to bound the memory
     over = torch.cat([_overlapping(part, threshold).triu(1).to(kind) for part in boxes.split(at_once)])
     stays, before = usable[:, None].to(kind), None
-    while before is None or not torch.equal(before, stays): # waits, once for eight rounds
+    while before is None or not torch.equal(before, stays): # waits, once every eight rounds
         for _ in range(8): before, stays = stays, (stays @ over == 0).to(kind)*usable[:, None]
     return stays[:, 0] > 0
 
 # %% ../nbs/method/07_regions.ipynb #7e61000007
 def suppress_one_by_one(boxes, usable, threshold):
-    "The same by torchvision, group after group: faster on a CPU."
+    "Do the same by torchvision, group after group: faster on a CPU."
     stays = torch.zeros_like(usable)
     for group, candidates, of_group in zip(boxes, usable, stays):
         rows = candidates.nonzero()[:, 0]
@@ -154,20 +154,20 @@ def suppress_one_by_one(boxes, usable, threshold):
 def suppress_by_group(
     boxes,           # (N, 4)
     scores,          # (N,)
-    groups,          # (N,) whole numbers: boxes of different groups leave each other alone
+    groups,          # (N,) integers: boxes of different groups do not affect each other
     threshold:float, # largest overlap (IoU) of two boxes that stay
 ):                   # positions of those that stay, the best first
-    "Non-maximum suppression in groups of any size."
+    "Apply non-maximum suppression in groups of any size."
     many = 25_000 if boxes.is_cuda else 1000
     if len(boxes) > many:
-        return batched_nms(boxes, scores, groups, threshold) # which goes through the groups
+        return batched_nms(boxes, scores, groups, threshold) # which loops over the groups
     if not len(boxes): return groups
     boxes = boxes.double()
     return nms(boxes + (boxes.max() + 1)*groups[:, None], scores.double(), threshold)
 
 # %% ../nbs/method/07_regions.ipynb #22-03e3a3db
 class Matcher(matcher.Matcher):
-    "detectron2's, with masks in the place of positions."
+    "detectron2's matcher, with masks instead of positions."
     def __call__(self,
         quality, # (M, N): overlap of M objects with N boxes
     ):           # (N,) the best object of each box, and (N,) int8 its label: -1, 0 or 1
@@ -185,9 +185,9 @@ class Matcher(matcher.Matcher):
 
 # %% ../nbs/method/07_regions.ipynb #25-2de39675
 class Drawn(NamedTuple):
-    "Candidates that were drawn, in a fixed number of places."
+    "Candidates that were drawn, in a fixed number of slots."
     index:torch.Tensor  # (B, S): which candidate of its image
-    filled:torch.Tensor # (B, S) bool: is there one in this place? The filled ones come first
+    filled:torch.Tensor # (B, S) bool: whether the slot holds one; filled slots come first
 
 def _draw(keys, allowed, count):
     keys, index = torch.where(allowed, keys, -1).topk(min(count, keys.shape[1]), dim=1)
@@ -195,11 +195,11 @@ def _draw(keys, allowed, count):
 
 def sample_labels(
     labels,          # (B, N): -1 is never drawn, `background`, any other is an object
-    count:int,       # at most so many of each image
+    count:int,       # the most to draw from each image
     share:float,     # at most this share of `count` are objects
     background:int,  # label
 ):                   # two `Drawn`: objects, background
-    "Draw objects up to their share and fill up with background, evenly."
+    "Draw objects up to their share and fill up with background, uniformly at random."
     keys = torch.rand(labels.shape, device=labels.device)
     objects = _draw(keys, (labels != -1) & (labels != background), int(count*share))
     others = _draw(keys, labels == background, count)
@@ -213,11 +213,11 @@ def box_loss(
     boxes,      # (..., 4)
     *,
     objects,    # (..., 4): what the boxes should become; only where `counted`
-    counted,    # (...) bool
+    counted,    # (...) bool: the boxes in the sum
     weights,    # four numbers by which steps are multiplied
     beta:float, # where the smooth L1 loss turns from a parabola to a line
 ):
-    "Sum of the smooth L1 losses of those that count."
+    "Return the sum of the smooth L1 losses of the boxes that are counted."
     size, goal = boxes[..., 2:] - boxes[..., :2], objects[..., 2:] - objects[..., :2]
     shift = (objects[..., :2] + 0.5*goal - boxes[..., :2] - 0.5*size)/size
     steps = torch.cat([shift, torch.log(goal/size)], -1).unbind(-1)
@@ -228,7 +228,8 @@ def box_loss(
 def _only_smooth_l1(module):
     if module.box_reg_loss_type != 'smooth_l1':
         name, loss = type(module).__name__, module.box_reg_loss_type
-        raise MimdetError(f'mimdet.regions.{name} has the box loss smooth_l1; for {loss} name the class of detectron2')
+        raise MimdetError(f'mimdet.regions.{name} supports only the box loss smooth_l1; for {loss} '
+                          "use detectron2's class")
 
 # %% ../nbs/method/07_regions.ipynb #30-e9bcb950
 def decode_best(
@@ -237,9 +238,9 @@ def decode_best(
     *,
     deltas:list,  # of each level, (B, A, 4)
     transform,    # a detectron2 `Box2BoxTransform`
-    most:int,     # boxes of a level, of each image
+    most:int,     # boxes per level and image
 ):                # (L, B, K, 4) boxes, (L, B, K) scores
-    "The best boxes of each level, best first, filled up with boxes without an area."
+    "Decode the best boxes of each level, best first, padded with boxes without area."
     boxes, scores = [], []
     for own, score, delta in zip(anchors, logits, deltas):
         score, index = score.float().topk(min(most, score.shape[1]), dim=1)
@@ -257,11 +258,11 @@ def find_top_rpn_proposals(
     scores,           # (L, B, K)
     image_sizes:list, # (height, width) of each image
     threshold:float,  # largest overlap (IoU) of two proposals of a level
-    most:int,         # proposals of an image
-    smallest:float,   # both sides are longer, in pixels
-    training:bool,    # then all numbers must be finite
+    most:int,         # proposals per image
+    smallest:float,   # both sides must be longer, in pixels
+    training:bool,    # if true, all numbers must be finite
 )->list:
-    "Proposals of each image as Instances, best first. Raises `FloatingPointError` if a training run has diverged."
+    "Return each image's proposals as Instances, best first. Raises `FloatingPointError` if training has diverged."
     finite = boxes.isfinite().all(-1) & scores.isfinite()
     sides = to_device(torch.tensor([[[w, h, w, h]] for h, w in image_sizes]), boxes.device) # (B, 1, 4)
     boxes = torch.minimum(boxes.clamp(min=0), sides)
@@ -295,7 +296,7 @@ class RPN(rpn.RPN):
 
     @torch.no_grad()
     def label_and_sample_anchors(self, anchors, gt_instances):
-        "Labels (B, S) of the anchors drawn, -1 in an empty place, and their positions; the boxes (B, S, 4) to predict."
+        "Return labels (B, S) of the anchors drawn, -1 in an empty slot, their positions, and the boxes to predict."
         anchors = Boxes.cat(anchors)
         matches, labels = zip(*(self._match(anchors, objects) for objects in gt_instances))
         drawn = sample_labels(torch.stack(labels), self.batch_size_per_image, self.positive_fraction, background=0)
@@ -327,10 +328,10 @@ class RPN(rpn.RPN):
 
 # %% ../nbs/method/07_regions.ipynb #33-af4abefc
 class ROIPooler(poolers.ROIPooler):
-    "detectron2's, asking once how many boxes belong to each level."
+    "detectron2's pooler, which fetches only once how many boxes belong to each level."
     def forward(self, x, box_lists):
         if len(x) != len(self.level_poolers):
-            raise MimdetError(f'a pooler of {len(self.level_poolers)} scales cannot pool from {len(x)} levels')
+            raise MimdetError(f'a pooler with {len(self.level_poolers)} scales cannot pool from {len(x)} levels')
         boxes = torch.cat([F.pad(own.tensor, (1, 0), value=image) for image, own in enumerate(box_lists)])
         if len(x) == 1: return self.level_poolers[0](x[0], boxes)
         levels = poolers.assign_boxes_to_levels(box_lists, self.min_level, self.max_level,
@@ -343,23 +344,23 @@ class ROIPooler(poolers.ROIPooler):
 
 # %% ../nbs/method/07_regions.ipynb #36-95277386
 class MatchedMasks:
-    "One mask for each region, out of the masks of an image's objects, none of which is copied."
+    "One mask for each region, taken from the masks of an image's objects without copying any."
     def __init__(self,
         masks:BitMasks, # of the objects
-        index,          # (N,) which is whose
+        index,          # (N,) the mask of each region
     ): self.masks, self.index = masks, index
     def __len__(self): return len(self.index)
     def __getitem__(self, item): return MatchedMasks(self.masks, self.index[item])
     def crop_and_resize(self,
         boxes,    # (N, 4)
-        side:int, # in pixels, of what is returned
+        side:int, # of the returned masks, in pixels
     ):            # (N, side, side) bool
-        "As by detectron2's `BitMasks`."
+        "Crop and resize as detectron2's `BitMasks` does."
         rois = torch.cat([self.index[:, None].to(boxes.dtype), boxes], 1)
         return ROIAlign((side, side), 1., 0, aligned=True)(self.masks.tensor.float()[:, None], rois)[:, 0] >= 0.5
 
 class Sampled(Instances):
-    "Regions of an image to train on, those of objects first."
+    "Regions of an image to train on, objects first."
     def __init__(self, image_size, count, **fields):
         super().__init__(image_size, **fields)
         self._count = count
@@ -368,7 +369,7 @@ class Sampled(Instances):
 
 # %% ../nbs/method/07_regions.ipynb #7e6100000b
 def _regions(proposals, targets, matches, classes, count):
-    "The proposals with what they should become. In an image without objects that is nothing but background."
+    "Return the proposals with their targets; in an image without objects these are all background."
     fields = proposals.get_fields() | dict(gt_classes=classes)
     if len(targets):
         for name, value in targets.get_fields().items():
@@ -378,7 +379,7 @@ def _regions(proposals, targets, matches, classes, count):
 
 # %% ../nbs/method/07_regions.ipynb #38-bfe8e605
 class StandardROIHeads(roi_heads.StandardROIHeads):
-    "detectron2's heads, which draw the regions of all images at once."
+    "detectron2's heads, drawing the regions of all images at once."
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals, targets):
         if self.proposal_append_gt: proposals = add_ground_truth_to_proposals(targets, proposals)
@@ -394,7 +395,7 @@ class StandardROIHeads(roi_heads.StandardROIHeads):
         return regions
 
     def _classify(self, proposals, objects):
-        "The best object of each proposal, and its category: `num_classes` for background, -1 to ignore it."
+        "Return each proposal's best object and its category: `num_classes` for background, -1 to ignore it."
         matches, labels = self.proposal_matcher(pairwise_iou(objects.gt_boxes, proposals.proposal_boxes))
         if not len(objects): return matches, torch.full_like(matches, self.num_classes)
         classes = objects.gt_classes[matches].masked_fill(labels == 0, self.num_classes)
@@ -412,11 +413,11 @@ def fast_rcnn_inference(
     boxes,               # of each image, (R, C*4): one box for each category, or (R, 4)
     scores,              # of each image, (R, C + 1), background last
     image_shapes,        # (height, width) of each image
-    score_thresh:float,  # detections score more
+    score_thresh:float,  # detections must score higher
     nms_thresh:float,    # largest overlap (IoU) of two detections of a category
-    topk_per_image:int,  # detections of an image; negative: all
+    topk_per_image:int,  # most detections per image; negative: all
 ):                       # Instances of each image, best first, and the regions they come from
-    "detectron2's, for all images at once."
+    "Do the same as detectron2's function, for all images at once."
     lengths, boxes, scores = [len(own) for own in scores], torch.cat(list(boxes)), torch.cat(list(scores))
     images, categories = torch.arange(len(lengths), device=boxes.device), scores.shape[1] - 1
     image = torch.cat([number.expand(length) for number, length in zip(images, lengths)])
@@ -437,7 +438,7 @@ def fast_rcnn_inference(
 
 # %% ../nbs/method/07_regions.ipynb #42-4447c3ba
 class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
-    "detectron2's categories and boxes, with masks in the place of positions."
+    "detectron2's categories and boxes, with masks instead of positions."
     def __init__(self, *arguments, **parts):
         super().__init__(*arguments, **parts)
         _only_smooth_l1(self)
@@ -471,7 +472,7 @@ class FastRCNNOutputLayers(fast_rcnn.FastRCNNOutputLayers):
 
 # %% ../nbs/method/07_regions.ipynb #43-0a80ca59
 class MaskRCNNConvUpsampleHead(mask_head.MaskRCNNConvUpsampleHead):
-    "detectron2's mask head, whose accuracies are logged later."
+    "detectron2's mask head, with its accuracies logged later."
     def forward(self, x, instances):
         if self.vis_period: return super().forward(x, instances)
         if not self.training:
@@ -482,9 +483,9 @@ class MaskRCNNConvUpsampleHead(mask_head.MaskRCNNConvUpsampleHead):
 # %% ../nbs/method/07_regions.ipynb #ebff4c28bf
 def mask_loss(
     logits,         # (N, C, M, M), C categories or 1
-    instances:list, # Instances of each image with gt_classes, gt_masks, proposal_boxes; N together
+    instances:list, # Instances of each image with gt_classes, gt_masks, proposal_boxes; N in total
 ):
-    "Mean binary cross-entropy of the masks of the true categories."
+    "Return the mean binary cross-entropy of the masks of the true categories."
     instances = [own for own in instances if len(own)]
     if not instances: return logits.sum()*0
     side = logits.shape[-1]
@@ -503,7 +504,7 @@ def detector_postprocess(
     height:int, # of the original image
     width:int,  # likewise
 )->Instances:
-    "detectron2's, which waits once: to drop boxes without an area."
+    "Do the same as detectron2's function, waiting only once: to drop boxes without area."
     boxes = found.pred_boxes.clone()
     boxes.scale(width/found.image_size[1], height/found.image_size[0])
     x, y = boxes.tensor[:, 0::2].clamp(0, width), boxes.tensor[:, 1::2].clamp(0, height)

@@ -30,7 +30,7 @@ def sincos_positions(
     rows:int,    # of the token grid
     columns:int, # likewise
 )->torch.Tensor: # (rows*columns, dim), float32
-    "Two-dimensional sine-cosine position embeddings in MAE's order."
+    "Return two-dimensional sine-cosine position embeddings in MAE's order."
     frequency = 10000**(-torch.arange(dim//4, dtype=torch.float64)/(dim/4))
     column, row = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing='xy')
     angles = [index.flatten()[:, None]*frequency for index in (column, row)]
@@ -38,7 +38,7 @@ def sincos_positions(
 
 # %% ../nbs/method/04_vit.ipynb #08-d793a6f8
 def position_parameter(dim, img_size):
-    "Frozen (1, 1 + grid*grid, dim) position embeddings; the first is the class token's, zero."
+    "Return frozen (1, 1 + grid*grid, dim) position embeddings; the first is the class token's, zero."
     if img_size % STRIDE: raise MimdetError(f'{img_size=} is not a multiple of {STRIDE}')
     side = img_size//STRIDE
     return nn.Parameter(F.pad(sincos_positions(dim, side, side), (0, 0, 1, 0))[None], requires_grad=False)
@@ -48,7 +48,7 @@ def resize_positions(
     rows:int,    # wanted
     columns:int, # wanted
 ):               # (1, rows*columns, C), without the class slot
-    "Position embeddings for another token grid: the only resizer, in the network and when weights are loaded."
+    "Resize position embeddings to another token grid, both in the network and when weights are loaded."
     side = math.isqrt(positions.shape[1] - 1)
     grid = positions[:, 1:]
     if (rows, columns) == (side, side): return grid
@@ -58,10 +58,10 @@ def resize_positions(
 
 # %% ../nbs/method/04_vit.ipynb #516416899e
 class GridCache:
-    "Keeps the last few results of `make(parameter, *shape)` for as long as the parameter does not change."
+    "Cache the last few results of `make(parameter, *shape)` as long as the parameter does not change."
     def __init__(self,
         make,        # module-level function of a frozen parameter and of plain values or buffers
-        kept:int=16, # results, those that were used last
+        kept:int=16, # how many results; the least recently used ones go first
     ): self.make, self.kept, self.results = make, kept, OrderedDict()
 
     def __call__(self, parameter, *shape):
@@ -75,13 +75,13 @@ class GridCache:
         self.results.move_to_end(key)
         return self.results[key]
 
-    def __reduce__(self): return GridCache, (self.make, self.kept) # a copy begins empty
+    def __reduce__(self): return GridCache, (self.make, self.kept) # a copy starts empty
 
 # %% ../nbs/method/04_vit.ipynb #4ad261ff80
-_PLAIN_TOKENS, _QUERIES = 512, 256 # tokens up to which scores are held at once; queries at a time beyond that
+_PLAIN_TOKENS, _QUERIES = 512, 256 # most tokens whose scores are held at once; queries at a time beyond that
 
 def plain_attention(q, k, v, bias=None):
-    "Softmax of scaled scores plus `bias`, times values: (..., N, d) each."
+    "Return softmax of scaled scores plus `bias`, times values: (..., N, d) each."
     scores = (q*q.shape[-1]**-0.5) @ k.mT                          # (..., N, N)
     return (scores if bias is None else scores + bias).softmax(-1) @ v
 
@@ -100,9 +100,9 @@ def attention(
     q,         # (B, heads, N, d)
     k,         # likewise
     v,         # likewise
-    bias=None, # added to the scores, or a mask of those that count (bool): broadcasts to (B, heads, N, N)
+    bias=None, # added to the scores, or a bool mask of the scores to use: broadcasts to (B, heads, N, N)
 ):             # (B, heads, N, d)
-    "Attention by the fastest of three forms, which agree within rounding."
+    "Compute attention by the fastest of three forms, which agree within rounding."
     on_cpu = q.device.type == 'cpu' and q.dtype == torch.bfloat16 and (bias is None or bias.dtype == q.dtype)
     if on_cpu and q.shape[2] <= _PLAIN_TOKENS: return plain_attention(q, k, v, bias)
     if on_cpu and not torch.is_grad_enabled(): return attention_by_parts(q, k, v, bias)
@@ -114,13 +114,13 @@ def self_attention(
     tokens,    # (B, N, dim)
     bias=None, # as for `attention`
 ):             # (B, N, dim)
-    "The attention of a layer's queries, keys and values, projected."
+    "Return the projected attention over a layer's queries, keys and values."
     q, k, v = rearrange(layer.qkv(tokens), 'b n (three h d) -> three b h n d', three=3, h=layer.num_heads)
     bias = bias.to(q.dtype) if bias is not None and bias.is_floating_point() else bias
     return layer.proj(rearrange(attention(q, k, v, bias), 'b h n d -> b n (h d)'))
 
 class Block(vision_transformer.Block):
-    "timm's transformer block with `attention`, perhaps with a bias."
+    "timm's transformer block with `attention` and an optional bias."
     def attend(self, tokens, bias): return self_attention(self.attn, tokens, bias)
 
     def forward(self,
@@ -132,7 +132,7 @@ class Block(vision_transformer.Block):
 
 # %% ../nbs/method/04_vit.ipynb #13-e14231eb
 def blocks(dim, depth, *, heads, eps, drop_path=0., kind=Block):
-    "`depth` transformer blocks; stochastic depth rises linearly to `drop_path`."
+    "Return `depth` transformer blocks; stochastic depth rises linearly to `drop_path`."
     rates = torch.linspace(0, drop_path, depth, device='cpu').tolist()
     norm = partial(nn.LayerNorm, eps=eps)
     return nn.ModuleList([kind(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates])
@@ -140,9 +140,9 @@ def blocks(dim, depth, *, heads, eps, drop_path=0., kind=Block):
 def run_blocks(
     blocks,                   # transformer blocks
     tokens,                   # (B, N, C)
-    # in training, keep only what enters a block, and compute the rest again for the backward pass
+    # in training, keep only each block's input, and recompute the rest in the backward pass
     checkpointing:bool=False,
-    *more,                    # what else each block takes
+    *more,                    # further arguments of each block
 ):                            # (B, N, C)
     "Apply `blocks` in turn."
     again = checkpointing and torch.is_grad_enabled()
@@ -152,7 +152,7 @@ def run_blocks(
 
 # %% ../nbs/method/04_vit.ipynb #41fa000008
 def init_weights(module):
-    "MAE's initialisation: Xavier-uniform linear layers, the patches' among them, normal tokens."
+    "Initialise as MAE does: Xavier-uniform linear layers (patch embedding included), normal tokens."
     found = [part for part in module.modules() if isinstance(part, (nn.Linear, PatchEmbed))]
     for part in (part.proj if isinstance(part, PatchEmbed) else part for part in found):
         nn.init.xavier_uniform_(part.weight.flatten(1))
@@ -164,7 +164,7 @@ def init_weights(module):
 class Encoder(nn.Module):
     "A plain ViT that runs on a part of its tokens."
     def __init__(self,
-        patch_embed,          # module that makes the tokens; held here for its parameters' names
+        patch_embed,          # module that makes the tokens; kept here for its parameters' names
         dim:int=768,          # width
         *,
         depth:int=12,         # blocks
@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         drop_path:float=0.,   # stochastic depth of the last block
         eps:float=1e-6,       # of the layer norms
         class_token:bool=False, # prepend a class token, as in MAE's pre-training
-        checkpointing:bool=False, # less memory in training, for more time: see `run_blocks`
+        checkpointing:bool=False, # trade time for memory in training: see `run_blocks`
     ):
         super().__init__()
         self.checkpointing = checkpointing
@@ -187,16 +187,16 @@ class Encoder(nn.Module):
     def forward(self,
         tokens, # (B, N, dim) in raster order
         grid,   # rows and columns, N = rows*columns
-        keep,   # (B, K) tokens to see
+        keep,   # (B, K) positions of the tokens to see
     ):          # (B, K, dim), or (B, 1 + K, dim) with a class token
         return self.see(take(tokens, keep), grid, keep)
 
     def see(self,
         tokens, # (B, K, dim), only those of `keep`
         grid,   # rows and columns
-        keep,   # (B, K) where they belong
+        keep,   # (B, K) their positions
     ):          # as `forward`
-        "Run on tokens that were picked before."
+        "Run on tokens that are already picked."
         positions = self.positions(self.pos_embed, *grid)
         tokens = tokens + positions[0][keep]
         if self.cls_token is not None:
@@ -208,7 +208,7 @@ FILLS = ('mask_token', 'stem')
 
 # %% ../nbs/method/04_vit.ipynb #d9dbdd19ce
 class Decoder(nn.Module):
-    "MAE's decoder: the seen tokens, something at the other positions, a few light blocks."
+    "MAE's decoder: the seen tokens, a fill at the other positions, a few light blocks."
     def __init__(self,
         dim:int=768,            # width of the encoder
         decoder_dim:int=512,    # width
@@ -217,8 +217,8 @@ class Decoder(nn.Module):
         heads:int=16,           # attention heads
         img_size:int=224,       # side in pixels for which position embeddings are kept
         eps:float=1e-6,         # of the layer norms
-        fill:str='mask_token',  # what stands at unseen positions: 'mask_token' (v1) or 'stem' (v2)
-        checkpointing:bool=False, # less memory in training, for more time: see `run_blocks`
+        fill:str='mask_token',  # what fills unseen positions: 'mask_token' (v1) or 'stem' (v2)
+        checkpointing:bool=False, # trade time for memory in training: see `run_blocks`
     ):
         super().__init__()
         self.checkpointing = checkpointing
@@ -233,7 +233,7 @@ class Decoder(nn.Module):
 
     def forward(self,
         seen,      # (B, K, dim) from the encoder, or (B, 1 + K, dim) with a class token
-        keep,      # (B, K) where they belong
+        keep,      # (B, K) their positions
         grid,      # rows and columns
         features,  # (B, N, dim) the stem's tokens; used by fill='stem'
     ):             # (B, N, decoder_dim) in raster order
@@ -248,7 +248,7 @@ class Decoder(nn.Module):
 
 # %% ../nbs/method/04_vit.ipynb #26-16b704b4
 def patchify(images):
-    "(B, 3, H, W) -> (B, N, 768): the pixels of each patch, colours last."
+    "Return the pixels of each patch, colours last: (B, 3, H, W) -> (B, N, 768)."
     return rearrange(images, 'b c (h p) (w q) -> b (h w) (p q c)', p=STRIDE, q=STRIDE)
 
 def unpatchify(patches, grid):
@@ -256,12 +256,12 @@ def unpatchify(patches, grid):
     return rearrange(patches, 'b (h w) (p q c) -> b c (h p) (w q)', h=grid[0], p=STRIDE, c=3)
 
 def patch_embedding(dim):
-    "A linear map of the patches to tokens, for images of any size: (B, 3, H, W) -> (B, N, dim)."
+    "Return a linear map of patches to tokens, for images of any size: (B, 3, H, W) -> (B, N, dim)."
     return PatchEmbed(None, STRIDE, 3, dim, strict_img_size=False)
 
 # %% ../nbs/method/04_vit.ipynb #f42f3c33
 def normalised_patches(patches):
-    "Patches (B, N, 768) with zero mean and unit variance each, and their means and deviations (B, N, 1)."
+    "Normalise each patch of (B, N, 768); return also the means and standard deviations (B, N, 1)."
     mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean)/deviation, mean, deviation
 
@@ -269,10 +269,10 @@ def normalised_patches(patches):
 def plain_reconstruction(
     mae,            # a `MaskedAutoencoder`
     images,         # (B, 3, H, W), normalised
-    noise,          # (B, N): the patches with the least are seen
+    noise,          # (B, N): the patches with the least noise are seen
     mask_ratio=.75, # share of hidden patches
 )->tuple:           # the loss, and predictions (B, N, 768) of all patches
-    "What the autoencoder computes, by the definition: to test and to measure against."
+    "Compute the autoencoder's loss by the definition, as a reference for tests and timings."
     grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
     tokens = mae.encoder.patch_embed(images)
     keep = keep_tokens(noise, 1 - mask_ratio)
@@ -284,11 +284,11 @@ def plain_reconstruction(
 
 # %% ../nbs/method/04_vit.ipynb #1fb87fa3
 def embed_patches(patch_embed, patches):
-    "The tokens (B, K, dim) that `patch_embed` makes of patches (B, K, 768)."
+    "Embed patches (B, K, 768) with the weights of `patch_embed`; return tokens (B, K, dim)."
     return F.linear(patches, rearrange(patch_embed.proj.weight, 'd c p q -> d (p q c)'), patch_embed.proj.bias)
 
 def standardised(patches):
-    "Patches (B, N, 768) with zero mean and unit variance each."
+    "Normalise each patch of (B, N, 768) to zero mean and unit variance."
     n = patches.shape[-1]
     shrink = (n - 1)/n
     return F.layer_norm(patches, (n,), weight=patches.new_full((n,), shrink**.5), eps=shrink*1e-6)
@@ -302,7 +302,7 @@ class Reconstruction(NamedTuple):
     hidden: torch.Tensor     # (B, N - K) the others
 
 def _split(noise, ratio):
-    "The tokens to see, and the others, both in raster order."
+    "Return the tokens to see and the others, both in raster order."
     keep = keep_tokens(noise, ratio)
     others = torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False)
     return keep, others.nonzero()[:, 1].view(len(noise), noise.shape[1] - keep.shape[1])
@@ -325,11 +325,11 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self,
         images,               # (B, 3, H, W)
-        noise,                # (B, N): the patches with the least are seen
+        noise,                # (B, N): the patches with the least noise are seen
         *,
         mask_ratio:float=.75, # share of hidden patches
-        normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are normalised
-        tokens=None,          # (B, N, dim) of all patches; None: by the encoder's own embedding
+        normalise=None,       # (B, K, 768) pixels -> normalised pixels; None: the images are already normalised
+        tokens=None,          # (B, N, dim) of all patches; None: from the encoder's own embedding
     )->Reconstruction:
         grid = images.shape[2]//STRIDE, images.shape[3]//STRIDE
         keep, hidden = (tensor_to_device(tokens, images.device) for tokens in _split(noise.cpu(), 1 - mask_ratio))
@@ -347,5 +347,5 @@ class MaskedAutoencoder(nn.Module):
 def mae_names(
     state:dict, # state dict of a `MaskedAutoencoder`
 )->dict:
-    "The same weights under the names of the published *full* MAE files."
+    "Return the same weights under the names of the published *full* MAE files."
     return {name.removeprefix('encoder.').removeprefix('decoder.'): value for name, value in state.items()}

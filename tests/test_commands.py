@@ -82,7 +82,7 @@ def test_truncated_image(call, emoji, tmp_path):
     (['--config', 'nowhere.yaml'], 'no such file'),
     (['--device', 'abacus'], "'abacus' is not available"),
     (['--init', 'nowhere.pth'], 'no such file'),
-    (['--batch', '-1'], 'batch=-1 must be more than 0'),
+    (['--batch', '-1'], 'batch=-1 must be greater than 0'),
     (['schedule.iterations=0'], 'must be at least 1'),
     (['schedule.kind=step', 'schedule.milestones=[9]', 'schedule.iterations=9'], 'milestones [9] must rise'),
     (['model.backbone.bottom_up.heads=7'], 'no model can be built'),
@@ -99,7 +99,7 @@ def test_bad_arguments(call, arguments, message, emoji, tmp_path):
 def test_checkpoint_of_another_model(call, trained, emoji, tmp_path):
     options = [*SHORT, '--dataset', spec(emoji['train']), '--output', tmp_path/'out']
     done = call(mimdet_train, *options, '--mae', trained/'model_final.pth')
-    assert 'is no MAE checkpoint' in complaint(done)
+    assert 'is not an MAE checkpoint' in complaint(done)
     torch.save(dict(model={'backbone.x': torch.ones(1)}), tmp_path/'other.pth')
     done = call(mimdet_train, *options, '--init', tmp_path/'other.pth')
     assert 'does not fit' in complaint(done)

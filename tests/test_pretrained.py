@@ -478,7 +478,7 @@ def complaint(function, *arguments, **options):
 def test_wrong_mae(given, wanted, meta_file):
     backbone = meta_model(recipe_of(*wanted)).backbone.bottom_up
     message = complaint(load_mae, backbone, meta_file(big_mae(*given)))
-    says = ('given.pth does not fit: it holds', 'needed is', *WRONG_MAE[given, wanted])
+    says = ('given.pth does not fit: it holds', '; use ', *WRONG_MAE[given, wanted])
     for part in says: assert part in message
 
 WRONG_DETECTOR = {
@@ -517,10 +517,10 @@ def test_other_classes(design, tmp_path):
 def test_detector_and_mae_confused(meta_file):
     weights, model = to_meta(published('v1', 'base', 224)), meta_model('mimdet_base_v1_sr0.5_3x')
     message = complaint(load_mae, model.backbone.bottom_up, meta_file(weights))
-    assert 'is no MAE checkpoint: it holds MIMDet v1, size base, 80 classes' in message
+    assert 'is not an MAE checkpoint: it holds MIMDet v1, size base, 80 classes' in message
     assert FULL.format('base') in message
     message = complaint(load_detector, model, meta_file(big_mae('base')))
-    assert 'is no detector: it holds a full MAE' in message and '--mae' in message
+    assert 'is not a detector: it holds a full MAE' in message and '--mae' in message
     others = (('conv1.weight', 'neither an MAE nor a detector'),
               ('backbone.bottom_up.stem.conv1.weight', 'a detector with another backbone'))
     for name, holds in others:
@@ -533,7 +533,7 @@ def test_detector_and_mae_confused(meta_file):
     (lambda w: w | {'extra.weight': torch.ones(1)},
      '1 unknown to the model, such as extra.weight'),
     (lambda w: {k: v for k, v in w.items() if k != 'backbone.fpn_output2.weight'},
-     '1 missing in the file, such as backbone.fpn_output2.weight'),
+     '1 missing from the file, such as backbone.fpn_output2.weight'),
     (lambda w: w | {'backbone.fpn_output2.weight': torch.ones(3)},
      '1 of another shape, such as backbone.fpn_output2.weight (3,)'),
 ])
@@ -547,7 +547,7 @@ def test_unexpected_in_a_mae_names_the_file(tmp_path):
     write(small_mae() | {'head.weight': torch.ones(3)}, tmp_path/'mae.pth')
     message = complaint(load_mae, narrow_model('v1').backbone.bottom_up, tmp_path/'mae.pth')
     assert 'unknown to the model, such as encoder.head.weight' in message
-    assert 'needed is a full MAE of size 64 wide, 4 blocks deep' in message
+    assert 'use a full MAE of size 64 wide, 4 blocks deep' in message
 
 @pytest.mark.parametrize('kind', ['encoder', 'visualize'])
 def test_allow_partial_takes_another_mae(kind, tmp_path):
@@ -668,7 +668,7 @@ def test_convert_refuses(tmp_path, call):
         ('a.pth', 'd.pth'): '--force',
         ('a.pth', 'b.onnx'): 'must end in',
         ('a.pth', 'folder.pth'): 'is a folder',
-        (): 'give a file',
+        (): 'give a weights file',
         ('none.pth', 'b.pth'): 'no such file',
         ('a.pth', 'b.pth', '--names=mine'): 'there are published, timm, transformers',
         ('d.pth', 'b.pth', '--names=timm'): 'only masked autoencoders',

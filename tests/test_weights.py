@@ -61,7 +61,7 @@ class Stranger:
 def test_what_could_run_code_is_refused_and_does_not(mae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(model=mae, extra=Stranger()), tmp_path/'mae.pth')
-    with pytest.raises(MimdetError, match='which is no plain data and could run code'):
+    with pytest.raises(MimdetError, match='which is not plain data and could run code'):
         read_weights(tmp_path/'mae.pth')
     assert not (tmp_path/'ran').exists()
 
@@ -69,5 +69,5 @@ def test_the_model_zoo_is_told_what_it_is(tmp_path):
     content = pickle.dumps(dict(model={'conv1.weight': np.zeros(3)}, __author__='Caffe2'), protocol=2)
     for name in ('R-50.pkl', 'renamed.pth'):
         (tmp_path/name).write_bytes(content)
-        with pytest.raises(MimdetError, match="a plain pickle, as detectron2's model zoo has"):
+        with pytest.raises(MimdetError, match="a plain pickle, as in detectron2's model zoo"):
             read_weights(tmp_path/name)

@@ -17,32 +17,32 @@ from .core import Text, cpu_name, datasets_dir, shared_memory, usable_cores
 
 # %% ../../nbs/base/04_doctor.ipynb #05-a3195162
 class CheckResult(NamedTuple):
-    "One thing that was looked at."
+    "The result of one check."
     level: str        # 'ok', 'note' or 'wrong'
-    name: str         # what was looked at
+    name: str         # what was checked
     text: str         # what was found
     way_out: str = '' # what to do about it
 
-SETUP = 'remove the environment (.venv) and make it anew: make setup'
+SETUP = 'remove the environment (.venv) and create it again: make setup'
 
 # %% ../../nbs/base/04_doctor.ipynb #1238611d4e
 def check_python(
     version=sys.version_info, # of the running interpreter
 )->CheckResult:
-    "Python 3.11 or newer."
+    "Check for Python 3.11 or newer."
     text = f'{".".join(map(str, version[:3]))}, {sys.executable}'
     if version >= (3, 11): return CheckResult('ok', 'Python', text)
     return CheckResult('wrong', 'Python', text, 'install 3.11 or newer, then make PYTHON=... setup')
 
 # %% ../../nbs/base/04_doctor.ipynb #07-c216fafd
 def one_line(error)->str:
-    "An exception as one short line."
+    "Format an exception as one short line."
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 def installed(
-    *names, # of distributions, the first that is there counts
+    *names, # of distributions; the first one installed counts
 )->str:
-    "'name version' of an installed distribution, or ''."
+    "Return 'name version' of an installed distribution, or ''."
     for name in names:
         try: return f'{name} {importlib.metadata.version(name)}'
         except importlib.metadata.PackageNotFoundError: pass
@@ -51,9 +51,9 @@ def installed(
 # %% ../../nbs/base/04_doctor.ipynb #de59005609
 def check_import(
     module:str,     # what to import
-    *distributions, # under which names it is installed; default: the module's own
+    *distributions, # names under which it may be installed; default: the module's own
 )->CheckResult:
-    "Does a module import?"
+    "Check that a module can be imported."
     found = installed(*(distributions or (module,)))
     try: loaded = importlib.import_module(module)
     except Exception as e:
@@ -63,13 +63,13 @@ def check_import(
     return CheckResult('ok', module, f'{version}, {Path(loaded.__file__).parent}')
 
 # %% ../../nbs/base/04_doctor.ipynb #12-060bf169
-_INSTEAD = {'pb1-detectron2': ['detectron2'], # what serves as well
+_INSTEAD = {'pb1-detectron2': ['detectron2'], # what works as well
             'opencv-python-headless': ['opencv-python', 'opencv-contrib-python']}
 
 def check_requirements(
     requirements=None, # as in pyproject.toml; default: those of the installed mimdet
 )->CheckResult:
-    "Are the packages that mimdet asks for installed, in versions that it works with?"
+    "Check that the packages that mimdet requires are installed in versions that work."
     from packaging.requirements import Requirement
     if requirements is None: requirements = importlib.metadata.requires('mimdet')
     wanted = [r for r in map(Requirement, requirements) if r.marker is None or r.marker.evaluate({'extra': ''})]
@@ -87,7 +87,7 @@ def _unmet(requirement):
 
 # %% ../../nbs/base/04_doctor.ipynb #bbbe2427f6
 def gpus(driver)->list:
-    "GPUs that the driver's own command lists."
+    "Return the GPUs that the driver's own command lists."
     try: listed = subprocess.run([driver, '-L'], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired): return []
     if listed.returncode != 0: return []
@@ -97,7 +97,7 @@ def gpus(driver)->list:
 def check_devices(
     driver='nvidia-smi', # the command that lists NVIDIA's GPUs
 )->list:
-    "GPUs, or the CPU."
+    "Check which GPUs torch sees, and describe the CPU."
     import torch
     cores = usable_cores()
     findings = [CheckResult('ok', 'CPU', f'{cpu_name()}, {cores} cores, torch uses {torch.get_num_threads()} threads')]
@@ -114,14 +114,14 @@ def check_devices(
 
 # %% ../../nbs/base/04_doctor.ipynb #e8f35f4e9e
 def check_torch()->list:
-    "torch, torchvision, and the devices that torch sees."
+    "Check torch, torchvision, and the devices that torch sees."
     findings = [check_import('torch')]
     if findings[0].level == 'wrong': return findings
     return [*findings, check_import('torchvision'), *check_devices()]
 
 # %% ../../nbs/base/04_doctor.ipynb #20-bff172e6
 def check_detectron2()->CheckResult:
-    "Which detectron2, compiled or not."
+    "Check which detectron2 is installed, and whether it is compiled."
     found = installed('detectron2', 'pb1-detectron2')
     try: importlib.import_module('mimdet.base.compat')
     except Exception as e:
@@ -134,9 +134,9 @@ def check_detectron2()->CheckResult:
 def check_tool(
     name:str,         # of the command
     purpose:str,      # what it is for
-    level:str='note', # how bad it is to be without it
+    level:str='note', # the level of the finding if it is missing
 )->CheckResult:
-    "Is a command there?"
+    "Check that a command is installed."
     if not (path := shutil.which(name)): return CheckResult(level, name, f'not found; {purpose}')
     try: version = subprocess.run([path, '--version'], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired) as e: return CheckResult(level, name, f'{path}: {one_line(e)}')
@@ -144,7 +144,7 @@ def check_tool(
 
 # %% ../../nbs/base/04_doctor.ipynb #0d63c3ad8d
 def _describe(folder):
-    "What a folder holds if it is a data set, else nothing."
+    "Return the names of a folder's annotation files, or '' if it is not a data set."
     if not folder.is_dir(): return ''
     annotations = [*folder.glob('annotations/*.json'), *folder.glob('*.json')]
     return ', '.join(sorted(p.name for p in annotations))[:100]
@@ -166,10 +166,10 @@ def _coco_split(coco, split, expected):
 def check_datasets(
     folder=None, # default: `datasets_dir()`
 )->list:
-    "COCO and other data sets below a folder."
+    "Check COCO and list other data sets below a folder."
     folder = Path(folder or datasets_dir())
     if not folder.is_dir():
-        way_out = 'set DETECTRON2_DATASETS to where yours are; make reproduce makes its own'
+        way_out = 'set DETECTRON2_DATASETS to the folder of your data sets; make reproduce creates its own'
         return [CheckResult('note', 'data sets', f'no folder {folder}', way_out)]
     others = [CheckResult('ok', 'data set', f'{p}: {_describe(p)}')
               for p in sorted(folder.iterdir()) if p.name != 'coco' and _describe(p)]
@@ -184,7 +184,7 @@ def check_room(
     least:float,  # GB below which it is wrong
     way_out:str,  # what to do
 )->CheckResult:
-    "Is there enough of something?"
+    "Check that there is enough of a resource."
     gb = free/1e9
     level = 'ok' if gb >= enough else 'note' if gb >= least else 'wrong'
     return CheckResult(level, name, f'{gb:.1f} GB free', '' if level == 'ok' else way_out)
@@ -192,14 +192,14 @@ def check_room(
 def check_disk(
     folder='.', # where runs are kept
 )->CheckResult:
-    "Free disk space."
+    "Check the free disk space."
     free = shutil.disk_usage(folder).free
     return check_room('disk', free, enough=10, least=1,
                       way_out='free some disk space; make clean-runs removes checkpoints and logs')
 
 # %% ../../nbs/base/04_doctor.ipynb #21754e82d0
 def free_memory()->int:
-    "Memory that a new process may take, in bytes, container limits heeded."
+    "Return the memory that a new process may use, in bytes, within the container's limit."
     pages = os.sysconf('SC_AVPHYS_PAGES') if 'SC_AVPHYS_PAGES' in os.sysconf_names else os.sysconf('SC_PHYS_PAGES')
     bounds = [pages * os.sysconf('SC_PAGE_SIZE')]
     meminfo = Path('/proc/meminfo')
@@ -212,21 +212,21 @@ def free_memory()->int:
     return min(bounds)
 
 def check_memory()->CheckResult:
-    "Main memory."
+    "Check the free main memory."
     return check_room('memory', free_memory(), enough=6, least=2,
                       way_out='close other programs, or set fewer workers and a smaller batch')
 
 # %% ../../nbs/base/04_doctor.ipynb #29-fc445c1e
-WORKERS, IMAGES, _PIXELS = 4, 2, 800*1333 # the paper's recipes: loading processes, images a GPU, pixels of an image
+WORKERS, IMAGES, _PIXELS = 4, 2, 800*1333 # the paper's recipes: loading processes, images per GPU, pixels per image
 
 def check_shared_memory(
-    folder='/dev/shm', # through which loading processes hand over images
+    folder='/dev/shm', # through which loading processes pass images
 )->list:
-    "Is there room for the default number of loading processes?"
+    "Check that shared memory suffices for the default number of loading processes."
     if not Path(folder).is_dir(): return []
     workers, total = min(WORKERS, usable_cores()), shutil.disk_usage(folder).total
     needed = workers*shared_memory(IMAGES, _PIXELS)
-    text = (f'{folder} of {total/1e6:,.0f} MB; with {IMAGES} images a GPU, as in the paper, '
+    text = (f'{folder} has {total/1e6:,.0f} MB; with {IMAGES} images per GPU, as in the paper, '
             f'{workers} loading processes need {needed/1e6:,.0f} MB')
     if total >= needed: return [CheckResult('ok', 'shared memory', text)]
     way_out = 'in a container: --shm-size=2g or --ipc=host; else data.workers=0 loads images in the main process'
@@ -235,27 +235,27 @@ def check_shared_memory(
 # %% ../../nbs/base/04_doctor.ipynb #32-d5f82afe
 def check_writable(
     name:str, # what the folder is
-    folder,   # it, or one that would be made
+    folder,   # existing, or to be created
 )->CheckResult:
-    "Can files be made in a folder?"
+    "Check that files can be written to a folder."
     folder = Path(folder)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest) as f: f.write(b'x')
     except OSError as e:
-        way_out = 'choose another folder or mend its permissions'
+        way_out = 'choose another folder or fix its permissions'
         return CheckResult('wrong', name, f'{folder} is not writable: {one_line(e)}', way_out)
     return CheckResult('ok', name, f'{folder} is writable')
 
 def check_folders()->list:
-    "Working, temporary and cache folder."
+    "Check the working, temporary and cache folders."
     cache = os.environ.get('XDG_CACHE_HOME', Path.home()/'.cache')
     folders = {'working folder': Path.cwd(), 'temporary files': tempfile.gettempdir(), 'cache': cache}
     return [check_writable(name, folder) for name, folder in folders.items()]
 
 # %% ../../nbs/base/04_doctor.ipynb #32dcc3b9d9
 def show(findings)->str:
-    "Findings as aligned lines."
+    "Format findings as aligned lines."
     width = max(len(f.name) for f in findings)
     def line(f):
         way_out = f'\n{"":{width + 6}}  -> {f.way_out}' if f.way_out else ''
@@ -282,14 +282,14 @@ _CHECKS = (check_python,
 
 # %% ../../nbs/base/04_doctor.ipynb #991cb3a549
 def examine(
-    checks=_CHECKS, # functions that give a `CheckResult` or a list of them
+    checks=_CHECKS, # functions that return a `CheckResult` or a list of them
 )->list:
-    "Run all checks, whatever happens in them."
+    "Run all checks, even if some of them raise."
     findings = []
     for check in checks:
         try: found = check()
         except Exception as e:
-            found = CheckResult('wrong', _subject(check), f'could not be examined: {one_line(e)}', SETUP)
+            found = CheckResult('wrong', _subject(check), f'could not be checked: {one_line(e)}', SETUP)
         findings += [found] if isinstance(found, CheckResult) else found
     return findings
 
@@ -298,10 +298,10 @@ def _subject(check):
 
 # %% ../../nbs/base/04_doctor.ipynb #a910001d
 class Findings(list):
-    "What `doctor` found, a `CheckResult` each."
+    "What `doctor` found: a list of `CheckResult`s."
     def __str__(self): return show(self)
     def _repr_html_(self): return Text(self)._repr_html_()
 
 def doctor()->Findings:
-    "What this machine has, what is wrong with it, and what to do."
+    "Report what this machine has, what is wrong with it, and how to fix it."
     return Findings(examine())

@@ -22,8 +22,8 @@ from .names import (BACKBONE, Description, PLAIN_PIXELS, STEM, describe, grid_of
 def regrid(
     positions, # (1, g*g or 1 + g*g, C)
     slots:int, # wanted
-):             # (1, slots, C), or None where only one of the two has a class slot or is square
-    "Position embeddings for another grid, the class slot, if any, kept."
+):             # (1, slots, C), or None if only one of the two has a class slot or is square
+    "Resample position embeddings to another grid, keeping the class slot, if any."
     (side, extra), (wanted, as_wanted) = grid_of(positions.shape[1]), grid_of(slots)
     if extra != as_wanted or not side*wanted: return None
     grid = resize_positions(F.pad(positions, (0, 0, 1 - extra, 0)), wanted, wanted).to(positions.dtype)
@@ -34,7 +34,7 @@ def report_text(
     head:dict,  # label -> text
     lists:dict, # label -> names
 )->str:
-    "A report as text: what is empty is left out, of long lists the first three names are shown."
+    "Format a report as text, without empty entries and with at most the first three names of a list."
     lines = [f'{k:12}{v}' for k, v in head.items() if v]
     for k, v in lists.items():
         if v: lines.append(f'{k:12}{len(v):5}  {", ".join(v[:3])}' + (', ...' if len(v) > 3 else ''))
@@ -43,20 +43,20 @@ def report_text(
 # %% ../../nbs/weights/03_load.ipynb #24c3477ab6
 @dataclass
 class LoadReport:
-    "Where every parameter of a model and of a file went; lists of names."
-    loaded:list = field(default_factory=list)  # copied from the file, `resized` ones included
+    "What happened to every parameter of a model and of a file, as lists of names."
+    loaded:list = field(default_factory=list)  # copied from the file, including the `resized` ones
     resized:list = field(default_factory=list) # position embeddings resampled to the model's grid
-    new:list = field(default_factory=list)     # of the model, expected not to be in the file: kept as initialised
-    dropped:list = field(default_factory=list) # of the file, expected not to be needed
-    missing:list = field(default_factory=list) # of the model, not in the file: trouble
-    unexpected:list = field(default_factory=list) # of the file, not in the model: trouble
-    wrong:list = field(default_factory=list)   # of another shape: trouble
+    new:list = field(default_factory=list)     # in the model only, as expected: kept as initialised
+    dropped:list = field(default_factory=list) # in the file only, as expected: not needed
+    missing:list = field(default_factory=list) # in the model only, unexpectedly: an error
+    unexpected:list = field(default_factory=list) # in the file only, unexpectedly: an error
+    wrong:list = field(default_factory=list)   # of another shape: an error
     source:str = ''                            # the file
     sha256:str = ''                            # its fingerprint
-    holds:str = ''                             # what it is
-    parts:str = ''                             # what was asked for of it, if not all
-    stem:str = ''                              # where MIMDet's stem comes from, if not from chance
-    stripped:str = ''                          # what a wrapper had put before all names
+    holds:str = ''                             # what it contains
+    parts:str = ''                             # the part that was requested, if not all
+    stem:str = ''                              # where MIMDet's stem comes from, unless it starts at random
+    stripped:str = ''                          # the prefix that a wrapper had put before all names
 
     @property
     def trouble(self): return [*self.wrong, *self.missing, *self.unexpected]
@@ -74,22 +74,22 @@ def _resized(name, value, own):
     if name.endswith('pos_embed') and alike: return regrid(value, own.shape[1])
 
 def _explain(report):
-    kinds = dict(wrong='of another shape', missing='missing in the file', unexpected='unknown to the model')
+    kinds = dict(wrong='of another shape', missing='missing from the file', unexpected='unknown to the model')
     found = [(getattr(report, k), text) for k, text in kinds.items() if getattr(report, k)]
     return '; '.join(f'{len(names)} {text}, such as {names[0]}' for names, text in found)
 
 # %% ../../nbs/weights/03_load.ipynb #30-a70b216a
 def load_into(
-    module,              # takes the weights, in place
+    module,              # changed in place
     weights:dict,        # parameter name -> tensor
     *,
     source,              # named in messages
     new=(),              # regular expressions of the module's names that the file need not have
-    dropped=(),          # regular expressions of the file's names that are not taken
-    allow_partial=False, # load what fits and keep the rest as it is
-    way_out='',          # ends the message when it does not fit
+    dropped=(),          # regular expressions of the file's names that are ignored
+    allow_partial=False, # load what fits and leave the rest unchanged
+    way_out='',          # what to do, added to the message if the weights do not fit
 )->LoadReport:
-    "Copy `weights` into `module`, name by name. Raises `MimdetError` on trouble, before anything is changed."
+    "Copy `weights` into `module`, name by name. Raises `MimdetError` if they do not fit, before changing anything."
     check_finite(weights, source)
     own, report, chosen = module.state_dict(), LoadReport(source=str(source)), {}
     for name, value in weights.items():
@@ -113,7 +113,7 @@ def load_into(
 def mae_file(
     model:Description, # a detector
 )->str:
-    "Which MAE file a detector starts from."
+    "Describe the MAE file that a detector starts from."
     if model.size not in ('base', 'large', 'huge'):
         return f'a full MAE of size {model.size}, such as mimdet_pretrain writes'
     name = f'mae_pretrain_vit_{model.size}'
@@ -131,12 +131,12 @@ _NEW_IN_BASELINE = (r'pos_embed', r'ms_adaptor\..*', r'.*rel_pos_bias\..*')
 _DROPPED_IN_BASELINE = (r'pos_embed', r'cls_token', r'(fc_)?norm\..*', r'mask_token', r'decoder_.*', r'stem\..*')
 
 def _in_mimdet(name, fitted):
-    "Where MIMDet's backbone has a parameter of an autoencoder's file."
+    "Return the name in MIMDet's backbone of a parameter of an autoencoder's file."
     if name.startswith(STEM): return f'encoder.patch_embed.{name.removeprefix(STEM)}' if fitted else name
     return f'decoder.{name}' if of_decoder(name) else f'encoder.{name}'
 
 def _beyond(decoder):
-    "MAE's parameters that MIMDet's shorter decoder does not have."
+    "Return patterns of MAE's parameters that MIMDet's shorter decoder does not have."
     blocks = [rf'decoder\.decoder_blocks\.{n}\..*' for n in range(len(decoder.decoder_blocks), 64)]
     return blocks if decoder.mask_token is not None else [*blocks, r'decoder\.mask_token']
 
@@ -149,11 +149,11 @@ def load_mae(
     backbone,            # a `MIMDetBackbone`, a `BenchmarkingViT` or a `PatchifyBackbone`
     path,                # an MAE file under published, timm's or transformers' names; MIMDet needs a full one
     *,
-    allow_partial=False, # take a file of another kind too, and whatever fits
-    parts:str='all',     # or 'encoder': leave MIMDet's decoder at random, on purpose; an encoder-only file will do
-    stem:str='random',   # of MIMDet, as in the paper; 'fitted': the one in the file, where there is one
+    allow_partial=False, # also accept a file of another kind, and load whatever fits
+    parts:str='all',     # or 'encoder': leave MIMDet's decoder at random, on purpose; an encoder-only file is enough
+    stem:str='random',   # MIMDet's stem at random, as in the paper; 'fitted': the one in the file, if it has one
 )->LoadReport:
-    "Start `backbone` from a masked autoencoder. Raises `MimdetError` if the file is of another kind or size."
+    "Initialise `backbone` from a masked autoencoder. Raises `MimdetError` if the file is of another kind or size."
     for key, value, known in (('parts', parts, MAE_PARTS), ('stem', stem, _STEM_CHOICES)):
         if value not in known:
             raise MimdetError(f'unknown mae_checkpoint.{key}={value!r}; there are {", ".join(known)}')
@@ -165,13 +165,13 @@ def load_mae(
     if not own.mae:
         raise MimdetError(f'{path}: the model is {model}, which takes nothing from a masked autoencoder: '
                           'leave out mae_checkpoint.path')
-    whole, way_out = 'decoder' in own.mae, f'needed is {mae_file(model)}'
-    alone = parts == 'encoder' and whole # which the baseline never takes
+    whole, way_out = 'decoder' in own.mae, f'use {mae_file(model)}'
+    alone = parts == 'encoder' and whole # the baseline never takes the decoder
     if found.kind == 'mae-visualize':
         share = mean_share(weights['decoder_pred.weight'])
-        way_out += (f'; told by its values (share {share:.3f} > {PLAIN_PIXELS}), '
-                    'so --allow-partial if you know better')
-    if not found.kind.startswith('mae'): raise _mismatch(path, found, model, way_out, 'is no MAE checkpoint')
+        way_out += (f'; judged by its values (share {share:.3f} > {PLAIN_PIXELS}): '
+                    'use --allow-partial if you know better')
+    if not found.kind.startswith('mae'): raise _mismatch(path, found, model, way_out, 'is not an MAE checkpoint')
     unsuited = found.kind not in ('mae-full', 'mae-encoder')[:1 + (alone or not whole)]
     if (unsuited or found.size != model.size) and not allow_partial: raise _mismatch(path, found, model, way_out)
     fitted = stem == 'fitted' and own.conv_stem and any(k.startswith(STEM) for k in weights)
@@ -201,16 +201,16 @@ def _recipe(found):
 def load_detector(
     model,               # a `Detector`
     path,                # its weights
-    allow_partial=False, # take what fits and keep the rest fresh: other classes, for example
+    allow_partial=False, # load what fits and keep the rest fresh: for different classes, for example
 )->LoadReport:
     "Load a trained detector. Raises `MimdetError` if anything is missing, left over, or of another shape."
     path = find_weights(path)
     (weights, stripped), own = read_wrapped(path), model.state_dict()
     found, wanted = describe(weights), describe(own)
     if found.kind != 'detector':
-        way_out = 'a masked autoencoder goes to --mae (load_mae)'
-        if found.kind == 'unknown': way_out = 'needed is a trained detector'
-        raise _mismatch(path, found, wanted, way_out, 'is no detector')
+        way_out = 'pass a masked autoencoder with --mae (load_mae)'
+        if found.kind == 'unknown': way_out = 'use a trained detector'
+        raise _mismatch(path, found, wanted, way_out, 'is not a detector')
     if not allow_partial:
         if (found.design, found.size) != (wanted.design, wanted.size):
             raise _mismatch(path, found, wanted, _recipe(found))

@@ -18,10 +18,10 @@ from .load import load_detector
 
 # %% ../../nbs/weights/05_models.ipynb #07db7213ab
 def load_run(
-    folder,            # output folder of a training
+    folder,            # output folder of a training run
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model)
-    "A trained detector and its configuration. Raises `MimdetError` if the folder holds none."
+    "Load a trained detector and its configuration. Raises `MimdetError` if the folder holds none."
     return _from_run(folder, device)[:2]
 
 def _from_run(folder, device):
@@ -36,9 +36,9 @@ def _from_run(folder, device):
 
 # %% ../../nbs/weights/05_models.ipynb #7593a06709
 def with_coco_names(
-    cfg, # left as it is
+    cfg, # not changed
 ):
-    "A copy of a recipe's configuration with the names of COCO's categories, if it has as many and no names of its own."
+    "Return a copy of a configuration, with COCO's category names if it has 80 classes and no names of its own."
     cfg = cfg.copy()
     if 'classes' in cfg.data or cfg.model.roi_heads.num_classes != 80: return cfg
     coco = _get_builtin_metadata('coco')
@@ -51,7 +51,7 @@ def load_published(
     weights,           # a detector of that recipe, trained on COCO
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model, load report)
-    "A detector from a file alone. Raises `MimdetError` if the file does not fit the recipe."
+    "Load a detector from a file and its recipe. Raises `MimdetError` if the file does not fit the recipe."
     cfg = config(recipe)
     model = build(cfg).to(pick_device(device))
     report = load_detector(model, weights)
@@ -59,10 +59,10 @@ def load_published(
 
 # %% ../../nbs/weights/05_models.ipynb #32-30245dd4
 def load_self_contained(
-    path,              # a released detector, whose file carries its configuration
+    path,              # a released detector, whose file contains its configuration
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model, load report)
-    "A detector from a file that says how it is built. Raises `MimdetError` if it does not."
+    "Load a detector from a file that says how it is built. Raises `MimdetError` if it does not."
     words = metadata(path)
     if 'config' not in words:
         raise MimdetError(f'{path} does not say how its detector is built: '
@@ -73,27 +73,27 @@ def load_self_contained(
 
 # %% ../../nbs/weights/05_models.ipynb #b5e52198a4
 def load_model(
-    run:str,           # output folder of a training, released weights, or a recipe's name together with `weights`
+    run:str,           # output folder of a training run, released weights, or a recipe's name together with `weights`
     weights:str='',    # a detector's weights, for a recipe's name
     device:str='auto', # where to put the model
 )->tuple:              # (configuration, model, load report)
-    "A detector from the folder of its training, from released weights, or from a recipe and a file."
+    "Load a detector from the folder of its training run, from released weights, or from a recipe and a file."
     if weights: return load_published(run, weights, device)
     return (load_self_contained if find_weights(run).is_file() else _from_run)(run, device)
 
 # %% ../../nbs/weights/05_models.ipynb #a9100009
 def load(
-    model,             # a name of released weights, a training's output folder, or a recipe together with `weights`
+    model,             # a name of released weights, a run's output folder, or a recipe together with `weights`
     weights:str='',    # a detector's file, for a recipe
     *,
     device:str='auto', # where to put it
     precision:str='',  # auto (the fastest that the hardware has), bf16, fp16 or fp32; default: the model's own
-)->Detector:           # its configuration under `cfg`, how its weights were loaded under `report`
-    "A trained detector; one that was loaded so is taken as it is. Raises `MimdetError` if there is none of that name."
+)->Detector:           # with its configuration in `cfg` and its load report in `report`
+    "Load a trained detector; a loaded one is returned as it is. Raises `MimdetError` if none has that name."
     if not isinstance(model, Detector):
         cfg, found, report = load_model(str(model), weights, device)
         found.cfg, found.report = cfg, report
     elif hasattr(model, 'cfg'): found = model
-    else: raise MimdetError('this model came without its configuration: mimdet.load(NAME) gives it one')
+    else: raise MimdetError('this model came without its configuration: load it with mimdet.load(NAME)')
     if precision: found.set_precision(precision)
     return found

@@ -14,7 +14,7 @@ from .load import CONSTANTS
 def rounded(
     weights:dict, # parameter name -> tensor
 )->dict:
-    "Matrices and filters in half precision, the rest as it is, without what follows from the configuration."
+    "Round matrices and filters to half precision, keep the rest, and drop what follows from the configuration."
     kept = {k: v for k, v in weights.items() if not any(re.fullmatch(pattern, k) for pattern in CONSTANTS)}
     return {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in kept.items()}
 
@@ -27,7 +27,7 @@ def card(
     about:str='',  # a sentence
     cfg=None,      # a detector's configuration
 )->dict:           # text -> text
-    "Metadata of released weights."
+    "Return the metadata of released weights."
     words = dict(format='pt', released=record['kind'], about=about, recipe=record['params'].get('recipe', ''),
                  dataset=json.dumps(record['dataset'], sort_keys=True), scores=json.dumps(scores),
                  seed=record['params']['seed'], commit=record['git'].get('commit', ''), date=record['date'][:10],
@@ -36,7 +36,7 @@ def card(
     return {k: str(v) for k, v in words.items() if v != ''}
 
 def _portable(cfg):
-    "A configuration without the paths of the machine where it was used."
+    "Return a configuration without the paths of the machine where it was used."
     cfg = cfg.copy()
     cfg.data.train = cfg.data.val = cfg.mae_checkpoint.path = cfg.train.init_checkpoint = ''
     cfg.train.output_dir = 'runs/train'
