@@ -199,7 +199,7 @@ SHORT = dict(
                 'latency (ms an image)', 'training: images/s'],
     table_bench=['what', 'model', 'ratio', 'precision', "ours / authors'", 'ours / plain', 'ours, ms'],
     claims=['verdict', 'claim', 'ours', '95 % interval', 'what goes the other way'])
-LONGEST = 14 # rows
+LONGEST = 10 # rows
 EMPTY = 'not run', 'n/a', 'n/a (paper)', '-', '–', ''
 
 def cells(line): return [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip().strip('|'))]
@@ -213,8 +213,9 @@ def narrowed(table, chosen=None):
     return '\n'.join('| ' + ' | '.join(row[i] for i in kept if i in told) + ' |' for row in (head, rule, *rows))
 
 def whole_table(text):
-    "A table's file with narrower tables."
-    return re.sub(r'(?:^\|.*\n)+', lambda found: narrowed(found[0].splitlines()) + '\n', text, flags=re.M)
+    "A table's file with narrower tables, and with captions in small print."
+    text = re.sub(r'(?:^\|.*\n)+', lambda found: narrowed(found[0].splitlines()) + '\n', text, flags=re.M)
+    return re.sub(r'(^\|.*\n\n)([^#|<\n].*)', r'\1::: {.caption}\n\2\n:::', text, flags=re.M)
 
 def origin_of(study, job, books, up):
     "Where a table or figure comes from, as Markdown."
@@ -244,11 +245,12 @@ def shown(study, job, books):
     else:
         parts.append(f'[![]({picture}){{fig-alt="{title}: {question}"}}]({picture})')
         body = f'![](../{picture}){{fig-alt="{title}: {question}"}}'
-    parts.append(f'[{"The whole table" if table.exists() else "More"}]({page}): columns, caption, files and records.')
+    parts.append(f'[The whole table]({page}): all columns, caption, files and records.' if table.exists() else
+                 f'[Full size]({page}), files and records.')
     whole = '\n\n'.join([*[p.replace('](../', '](../../') for p in about], body,
                           origin_of(study, job, books, '../../')])
     write(f'results/{page}', f'{study.profile}: {title}', question, whole,
-          **{'page-layout': 'full'})
+          toc=False, **{'page-layout': 'full'})
     return '\n\n'.join(parts)
 
 def records(study):
@@ -366,6 +368,11 @@ SEARCH = {
     'index = await r.json();': 'index = window.searchIndex;',
     'fuse ? fuse.search(q, { limit }).map((h) => h.item)': 'fuse ? window.ranked(index, q, limit)'}
 
+IN_SIGHT = """
+{ const bar = document.querySelector('#quarto-sidebar'), entry = bar?.querySelector('.active');
+  if (entry) bar.scrollTop += entry.getBoundingClientRect().top - bar.getBoundingClientRect().top - bar.clientHeight/2; }
+"""
+
 def render_smalldocs(out):
     "The site by smalldocs, mended to work from a disk without network; returns complaints."
     from smalldocs.config import BuildError, ConfigError, load
@@ -385,6 +392,7 @@ def render_smalldocs(out):
         if 'googleapis' in text: path.write_text(without, encoding='utf-8')
     script = out/'site_libs'/'smalldocs.js'
     for old, new in SEARCH.items(): replaced(script, old, new)
+    script.write_text(script.read_text(encoding='utf-8') + IN_SIGHT, encoding='utf-8')
     index, ranked = (out/'search.json').read_text(encoding='utf-8'), (NBS/'assets'/'search.js').read_text()
     (out/'search.js').write_text(f'window.searchIndex = {index}\n{ranked}', encoding='utf-8')
     return site.warnings
