@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 # %% ../../nbs/data/02_coco.ipynb #c0c0000006
 class Report:
-    "The findings of one annotation file, in the order in which they were made."
+    "The findings of one annotation file, in order."
     def __init__(self, json):
         self.json = os.fsencode(json).decode(errors='replace') # a file name need not be valid text
         self.sha256 = ''
@@ -148,7 +148,7 @@ def whole(value):
 
 # %% ../../nbs/data/02_coco.ipynb #0e4a425f0a
 def key(
-    value, # an id as it stands in a file
+    value, # an id as written in the file
 ):         # a number if it can be read as one, else text; None if it is neither
     "Return a key that is equal for ids that mean the same."
     found = whole(value)
@@ -259,7 +259,7 @@ NOT_A_BOX = Finding(UNUSABLE, 'boxes that are not four finite numbers', 'bbox mu
 NEGATIVE = Finding(UNUSABLE, 'boxes with a negative side', 'bbox must be x, y, width, height')
 
 def clean_box(
-    box,        # as it stands in a file
+    box,        # as written in the file
     width:int,  # of the image
     height:int,
 )->tuple:       # (box or None, finding or None)
@@ -348,7 +348,7 @@ BARE_POLYGON = Finding(UNUSABLE, 'outlines that are one bare polygon',
 SHORT_PARTS = Finding(LEFT_OUT, 'parts of outlines that are not polygons', 'left out; the rest of the outline stays')
 
 def clean_outline(
-    segmentation, # as it stands in a file
+    segmentation, # as written in the file
     width:int,    # of the image
     height:int,
 )->tuple:         # (outline or None, finding or None)
@@ -685,7 +685,7 @@ def _read(json, folder, *_):
 def read_coco(
     json,              # annotations: a path
     images=None,       # folder of the images; None: files are not checked
-    strict:bool=False, # refuse a file of which anything was repaired or left out
+    strict:bool=False, # refuse a file that needs repairs or omissions
 )->Reading:
     "Read any file in COCO format. Raises a `MimdetError` that lists everything unusable."
     json = Path(json)

@@ -107,7 +107,7 @@ def check_dataset(
     json,              # annotations: a path
     images,            # folder of the images
     decode:bool=False, # also read all images and check their sizes
-    strict:bool=False, # also refuse what would be repaired or left out
+    strict:bool=False, # also refuse what needs repairs or omissions
 )->dict:
     "Read a data set and count its contents. Raises a `MimdetError` that lists everything unusable."
     reading = read_coco(json, images, strict)
@@ -136,7 +136,7 @@ class DatasetInfo:
     @property
     def metadata(self): return MetadataCatalog.get(self.name)
     @property
-    def records(self): return DatasetCatalog.get(self.name) # built anew each time
+    def records(self): return DatasetCatalog.get(self.name) # rebuilt each time
 
 # %% ../../nbs/data/04_datasets.ipynb #7031942c18
 def records_of(
@@ -172,7 +172,7 @@ def register(
     images,            # folder of the images
     *,
     decode:bool=False, # also read all images once
-    strict:bool=False, # also refuse what would be repaired or left out
+    strict:bool=False, # also refuse what needs repairs or omissions
     objects:bool=True, # refuse a data set without objects
 )->DatasetInfo:
     """Read a data set in COCO's format and register it with detectron2.

@@ -255,7 +255,7 @@ def evaluate(
     batch:int=1,        # most images at a time; a batch holds images of one padded size
     limit:int=0,        # only the first images; 0: all
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-    strict:bool=False,  # refuse a data set of which anything would be repaired or left out
+    strict:bool=False,  # refuse a data set that needs repairs or omissions
     **loading,          # as for `load`: weights, device, precision
 )->Evaluated:
     "Measure box and mask AP at any sample ratio, strategy and seed."

@@ -101,7 +101,7 @@ def mimdet_data(
     check:str='',
     *,
     pictures:bool=False,  # with --check: also read all pictures
-    strict:bool=False,    # with --check: also refuse what would be repaired or left out
+    strict:bool=False,    # with --check: also refuse what needs repairs or omissions
     repair:str='',        # with --check: write the annotations in the clean form to this file
     train:int=6000,       # images to train on
     val:int=500,          # images to evaluate on
@@ -196,7 +196,7 @@ def mimdet_train(
     *,
     dataset:str='',      # annotations.json:images/ to train on; default: the configuration's
     val:str='',          # likewise, to evaluate on; default: the configuration's, or none with --dataset
-    strict:bool=False,   # refuse data sets of which anything would be repaired or left out
+    strict:bool=False,   # refuse data sets that need repairs or omissions
     output:str='',       # output folder; default: the configuration's, runs/train
     epochs:float=0,      # passes over the data; 0: the recipe's
     batch:int=0,         # images per step; 0: the recipe's; iterations and learning rate follow
@@ -245,7 +245,7 @@ def mimdet_evaluate(
     limit:int=0,       # only the first images; 0: all
     precision:str='',  # auto (the hardware's fastest), bf16, fp16 or fp32; default: the model's own
     evaluator:str='hotcoco', # or pycocotools: the same numbers, in twenty times the time
-    strict:bool=False, # refuse a data set of which anything would be repaired or left out
+    strict:bool=False, # refuse a data set that needs repairs or omissions
     device:str='auto', # cpu, cuda, ...
 ):
     "Measure box and mask AP at any sample ratio, strategy and seed."

@@ -212,7 +212,7 @@ def training_cost(
 # %% ../../nbs/training/07_cost.ipynb #21-80b8cad3
 def in_fresh_process(
     measure:str,   # 'forward_cost' or 'training_cost'
-    threads:int=0, # of the CPU; 0: as many as in this process
+    threads:int=0, # of the CPU; 0: the number in this process
     **setting,     # arguments of the function
 )->dict:
     "Run `measure` in a fresh process and return its result, or `{'error': 'out of memory'}`."
@@ -243,7 +243,7 @@ def compare(
     settings:list,  # dictionaries of its arguments
     *,
     rounds:int=3,   # fresh processes for each setting
-    threads:int=0,  # of the CPU; 0: as many as in this process
+    threads:int=0,  # of the CPU; 0: the number in this process
     note=lambda line: None, # called with a line for each measurement
 )->list:            # a row for each setting
     "Measure all settings in turn, `rounds` times. A setting that ran out of memory is not tried again."

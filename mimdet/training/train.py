@@ -275,7 +275,7 @@ def training_config(
     first:int=0,        # train on this many first images only; 0: on all
     init='',            # detector to start from, or released weights
     allow_partial:bool=False, # load what fits from these files, and keep the rest of the model as it is
-    strict:bool=False,  # refuse data sets of which anything would be repaired or left out
+    strict:bool=False,  # refuse data sets that need repairs or omissions
     seed:int=None,      # of everything random; default: the configuration's, 0
     device:str='',      # cpu, cuda, ...; default: the configuration's, the GPU if there is one
     overrides=(),       # more changes, such as model.strategy=grid
