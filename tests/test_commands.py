@@ -388,10 +388,10 @@ def test_evaluation_only(call, emoji, tmp_path):
 HARMFUL = 'model: {_target_: os.system, command: "touch executed"}\n'
 
 @pytest.mark.parametrize('text, message', [
-    (HARMFUL, "no 'optimizer'"),
+    (HARMFUL, "'optimizer' is missing"),
     ('model: !!python/object/apply:os.system ["touch executed"]\n', 'is not a configuration'),
     ('model: {a: 1\n', 'is not a configuration'),
-    ('train: {seed: 1}\n', "no 'model'"),
+    ('train: {seed: 1}\n', "'model' is missing"),
 ])
 def test_bad_configuration_files(call, text, message, emoji, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
