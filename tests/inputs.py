@@ -89,11 +89,11 @@ def negative_and_large_ids(coco, pics, images):
     for i in coco['images']: i['id'] *= -2**40
     for a in coco['annotations']: a |= dict(id=a['id']*2**60, image_id=a['image_id']*-2**40)
 
-@case(refused='images: an id that is there twice')
+@case(refused='images: a duplicate id')
 def one_id_for_all_images(coco, pics, images):
     for i in coco['images']: i['id'] = 1
 
-@case(refused='annotations: an id that is there twice')
+@case(refused='annotations: a duplicate id')
 def one_id_for_all_annotations(coco, pics, images):
     for a in coco['annotations']: a['id'] = 0
 
@@ -144,7 +144,7 @@ def via(coco, pics, images):
 @case(taken='categories: the same entry twice')
 def categories_listed_twice(coco, pics, images): coco['categories'] *= 2
 
-@case(refused="'annotations' that is an object")
+@case(refused="'annotations' is an object")
 def annotations_by_id(coco, pics, images): coco['annotations'] = {str(a['id']): a for a in coco['annotations']}
 
 # Objects
@@ -240,7 +240,7 @@ def keypoints(coco, pics, images):
     for c in coco['categories']: c |= dict(keypoints=['a', 'b'], skeleton=[[1, 2]])
     for a in coco['annotations']: a |= dict(keypoints=[*a['bbox'][:2], 2, 0, 0, 0], num_keypoints=1)
 
-@case(refused='objects that are to be ignored')
+@case(refused='objects marked "ignore"')
 def difficult_objects(coco, pics, images):
     for a in coco['annotations']: a['ignore'] = int(a['id'] == 1)
 
@@ -297,7 +297,7 @@ def paths_of_another_machine(coco, pics, images):
     roots = '/home/bob/set/', 'C:\\set\\', 'https://example.org/', '../'
     for i, root in zip(coco['images'], roots): i['file_name'] = root + i['file_name']
 
-@case(refused='images that only one file is left for')
+@case(refused='images that share a file')
 def one_file_for_two_images(coco, pics, images):
     for n, i in enumerate(coco['images'][:2]): i['file_name'] = f'{n}/p1.jpg'
 
@@ -329,7 +329,7 @@ def turned(pics, images, orientation):
     exif[0x0112] = orientation
     for file in [*pics]: pics.pop(file).save(images/file, exif=exif)
 
-@case(refused='turn the boxes, or remove the note')
+@case(refused='turn the boxes, or remove the EXIF orientation')
 def annotated_before_the_turn(coco, pics, images):
     turned({file: pics.pop(file) for file in ('p1.jpg', 'p2.jpg', 'p3.jpg')}, images, 6)
 
@@ -351,7 +351,7 @@ def truncated(coco, pics, images):
         pics.pop(file).save(images/file)
         (images/file).write_bytes((images/file).read_bytes()[:900])
 
-@case(refused='take that one, or scale the boxes and outlines')
+@case(refused='use that image, or scale the boxes and outlines')
 def scaled_after_annotation(coco, pics, images):
     for file in [*pics]: pics[file] = pics[file].resize((60, 45))
 

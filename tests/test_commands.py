@@ -168,9 +168,9 @@ def test_predict(call, trained, tmp_path):
 def test_predict_keeps_the_pictures(call, trained, tmp_path):
     pictures(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    assert 'is one of the pictures' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path))
+    assert 'is one of the input images' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path))
     Image.open(tmp_path/'grey.png').save(tmp_path/'turned.png')
-    assert 'have one name' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path/'out'))
+    assert 'have the same name' in complaint(call(mimdet_predict, trained, tmp_path, '--output', tmp_path/'out'))
     assert {p: p.read_bytes() for p in before} == before
 
 def test_predict_bad_input(call, trained, tmp_path):
@@ -202,9 +202,9 @@ def test_a_stem_for_a_file_that_is_there(call, emoji, tmp_path):
     assert done.returncode == 0 and 'of their variance' in done.stdout
     assert (tmp_path/'mae.pth').read_bytes() == before
     assert any(name.startswith('stem.') for name in read_weights(tmp_path/'stem/mae_full.pth'))
-    assert 'needs some' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
+    assert 'must be at least 1 to fit a stem' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
     save_weights(dict(model=dict(x=torch.zeros(1))), tmp_path/'other.pth')
-    assert 'a stem is fitted to a full MAE' in complaint(fit('--stem-for', tmp_path/'other.pth'))
+    assert 'a stem needs a full MAE' in complaint(fit('--stem-for', tmp_path/'other.pth'))
 
 @pytest.mark.parametrize('first', [1, 3])
 def test_the_first_images(call, emoji, tmp_path, first):
@@ -297,7 +297,7 @@ def test_harmless_habits(call, emoji, trained, tmp_path):
     data, good = changed(emoji['train'], tmp_path, roboflow), spec(emoji['train'])
     done = call(mimdet_train, 'schedule.iterations=1', *SHORT, '--dataset', data, '--output', tmp_path/'out')
     assert done.returncode == 0, done.stderr
-    assert ' things taken as meant (' in done.stdout
+    assert ' things taken as intended (' in done.stdout
     assert 'taken: iscrowd missing' in (tmp_path/'out'/'data_report.txt').read_text()
     strict = call(mimdet_train, *SHORT, '--dataset', data, '--strict', '--output', tmp_path/'strict')
     assert 'cannot be used' in complaint(strict)
@@ -344,7 +344,7 @@ def test_check_and_repair(call, emoji, tmp_path, monkeypatch):
     assert '16 images' in done.stdout and 'taken: ' in done.stdout
     assert (tmp_path/'sheets'/'changed_sheet.png').exists()
     clean = f'{tmp_path}/clean.json:{emoji["train"]["images"]}'
-    assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
+    assert 'nothing to report' in call(mimdet_data, '--check', clean, '--strict').stdout
     assert 'exists' in complaint(call(mimdet_data, '--check', data, '--repair', tmp_path/'clean.json'))
     monkeypatch.chdir(tmp_path)
     assert call(mimdet_data, '--check', data, '--sheet').returncode == 0
@@ -388,10 +388,10 @@ def test_evaluation_only(call, emoji, tmp_path):
 HARMFUL = 'model: {_target_: os.system, command: "touch executed"}\n'
 
 @pytest.mark.parametrize('text, message', [
-    (HARMFUL, "no 'optimizer'"),
+    (HARMFUL, "'optimizer' is missing"),
     ('model: !!python/object/apply:os.system ["touch executed"]\n', 'is not a configuration'),
     ('model: {a: 1\n', 'is not a configuration'),
-    ('train: {seed: 1}\n', "no 'model'"),
+    ('train: {seed: 1}\n', "'model' is missing"),
 ])
 def test_bad_configuration_files(call, text, message, emoji, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -76,9 +76,9 @@ CANNOT = [ # and what the complaint says
     ((A,), None, "no list 'annotations'"),
     ((I,), None, "no list 'images'"),
     ((C,), None, "no list 'categories'"),
-    ((I,), {}, "'images' that is an object"),
+    ((I,), {}, "'images' is an object"),
     ((A,), {'1': {}}, 'make it a list of its values'),
-    ((A,), 'x', 'no list'),
+    ((A,), 'x', 'is not a list'),
     ((I,), [], "'images' is empty"),
     ((C,), [], "'categories' is empty"),
     ((A, 0), 7, r'annotations\[0\]'),
@@ -209,7 +209,7 @@ def test_what_was_meant_is_taken(tmp_path, toy, place, value):
     check(tmp_path, changed(toy, place, value))
     reading = read_coco(tmp_path/'b.json')
     assert [line.finding.kind for line in reading.report.lines] == ['taken']
-    assert reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 thing taken as meant (')
+    assert reading.report.summary.startswith(f'{tmp_path/"b.json"}: 1 thing taken as intended (')
     if place[0] == A and place[-1] in ('area', 'id'): derived = {'area', 'id'}
     else: derived = {'name'} if place[-1] == 'name' else set()
     def without(entry): return {k: v for k, v in entry.items() if k not in derived | {'own_id'}}
@@ -242,8 +242,8 @@ def test_records_are_those_of_detectron2(tmp_path, toy):
 @pytest.mark.parametrize('text, complaint', [
     ('{"images": [', 'b.json is not JSON'),
     ('', 'is not JSON'),
-    ('[]', 'no COCO format.*a list'),
-    ('3', 'no COCO format'),
+    ('[]', 'not in COCO format.*a list'),
+    ('3', 'not in COCO format'),
     ('['*100000, 'is not JSON'),
 ])
 def test_what_is_not_json_or_not_an_object(tmp_path, toy, text, complaint):
@@ -294,7 +294,7 @@ def test_decode_finds_truncated_images_and_wrong_sizes(tmp_path, toy):
     check(tmp_path, toy)
     with pytest.raises(MimdetError, match='2.png cannot be read'): check(tmp_path, toy, decode=True)
     Image.new('RGB', (20, 10)).save(path)
-    with pytest.raises(MimdetError, match='2.png is 20x10, its annotations are of a picture of 48x64'):
+    with pytest.raises(MimdetError, match='2.png is 20x10, its annotations are for an image of 48x64'):
         check(tmp_path, toy, decode=True)
 
 def test_images_in_subfolders(tmp_path, toy):
@@ -416,7 +416,7 @@ def test_a_damaged_image_stops_training_in_one_line(tmp_path, records, workers):
 
 def test_an_image_of_another_size_than_annotated(tmp_path, records):
     Image.new('RGB', (10, 10)).save(tmp_path/'images/1.png')
-    complaint = '1.png is 10x10, its annotations are of a picture of 64x48: take that one'
+    complaint = '1.png is 10x10, its annotations are for an image of 64x48: use that image'
     with pytest.raises(MimdetError, match=complaint): augment.TrainMapper([])(records[0])
 
 # Mapping

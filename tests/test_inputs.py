@@ -46,12 +46,12 @@ def test_check(call, name, tmp_path):
         assert not (tmp_path/'clean.json').exists()
         return
     assert done.returncode == 0, done.stderr
-    assert (case.taken or case.left_out or 'nothing to tell') in done.stdout
+    assert (case.taken or case.left_out or 'nothing to report') in done.stdout
     assert KINDS.get(name, '4 JPEG RGB') in done.stdout and (tmp_path/'a_sheet.png').exists()
     clean = f'{tmp_path}/clean.json:{data.split(":", 1)[1]}'
-    assert 'nothing to tell' in call(mimdet_data, '--check', clean, '--strict').stdout
+    assert 'nothing to report' in call(mimdet_data, '--check', clean, '--strict').stdout
 
-KINDS = dict(sixteen_bits='4 PNG I;16 (scaled to eight bits)', upside_down='4 JPEG RGB, turned by its EXIF note')
+KINDS = dict(sixteen_bits='4 PNG I;16 (scaled to eight bits)', upside_down='4 JPEG RGB, turned by its EXIF orientation')
 NOTHING_TO_LEARN = 'no_annotations', 'all_crowd' # there is nothing wrong with these files
 
 def predicted(call, trained, pictures, tmp_path):
@@ -71,7 +71,8 @@ def test_pictures_are_known_by_what_they_hold(call, trained, tmp_path):
     for name in ('IMG_1.HEIC', 'IMG_2.jpg'): (folder/name).write_bytes(HEIC)
     done, found = predicted(call, trained, folder, tmp_path)
     assert {f['file_name'] for f in found} == {*kinds}
-    assert f'2 of {len(kinds) + 2} files are no pictures' in done.stderr and "'IMG_1.HEIC', 'IMG_2.jpg'" in done.stderr
+    assert f'2 of {len(kinds) + 2} files are not readable images' in done.stderr
+    assert "'IMG_1.HEIC', 'IMG_2.jpg'" in done.stderr
 
 def test_a_folder_of_nothing_that_is_known(call, trained, tmp_path):
     (tmp_path/'IMG_1.HEIC').write_bytes(HEIC)
@@ -104,7 +105,7 @@ def test_very_large_pictures(call, trained, tmp_path, monkeypatch):
     assert found and all(f['reduced'] == 2 and f['segmentation']['size'] == [256, 256] for f in found)
     monkeypatch.setattr(images, 'MOST_PIXELS', 60_000)
     done = call(mimdet_predict, trained, tmp_path/'large.jpg', '--output', tmp_path/'again')
-    assert '512 x 512 = 262,144 pixels, and 60,000 are the limit' in complaint(done)
+    assert '512 x 512 = 262,144 pixels, more than the limit of 60,000' in complaint(done)
 
 def test_a_file_is_read_once(call, tmp_path, monkeypatch):
     "By training with an evaluation at its end, although both ask for it."

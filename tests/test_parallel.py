@@ -112,7 +112,7 @@ def test_a_killed_process_ends_the_job(emoji, tmp_path):
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     _, errors = job.communicate(timeout=120)
-    told = 'the others were stopped, since process [01] of 2 was killed by SIGKILL'
+    told = 'all processes were stopped: process [01] of 2 was killed by SIGKILL'
     assert job.returncode == 2 and re.search(told, errors.splitlines()[-1]), errors
     assert not (out/'model_final.pth').exists() and not any(p.is_running() for p in workers)
     done = logged(out)

@@ -25,7 +25,7 @@ from .images import is_turned, picture_kind, read_image
 
 # %% ../../nbs/data/04_datasets.ipynb #25d1571f19
 def _split(spec):
-    "A path of annotations and one of a folder, at the last colon; at another one if both are there."
+    "Split into annotations and folder: at a colon where both paths exist, else at the last colon."
     colons = [n for n, c in enumerate(spec) if c == ':']
     parts = [(spec[:n], spec[n + 1:]) for n in reversed(colons)]
     there = (pair for pair in parts if Path(pair[0]).is_file() and pair[1] and Path(pair[1]).is_dir())
@@ -38,7 +38,7 @@ _COCO_NAMES = {f'coco_2017_{split}': (f'coco/annotations/instances_{split}2017.j
 def parse_dataset(
     spec:str, # `annotations.json:images/`, `coco_2017_train` or `coco_2017_val`
 )->tuple:     # (path of the JSON, folder of the images)
-    "Find a data set. Raises `MimdetError` that names what is missing."
+    "Find a data set. Raises a `MimdetError` that names what is missing."
     if spec in _COCO_NAMES:
         found = [datasets_dir()/part for part in _COCO_NAMES[spec]]
         way_out = 'put COCO there, or set DETECTRON2_DATASETS to the folder that holds coco/'
@@ -47,33 +47,33 @@ def parse_dataset(
         if not (json and images):
             raise MimdetError(f'no such data set {spec!r}: give annotations.json:images/, '
                               f'or one of {", ".join(_COCO_NAMES)}')
-        found, way_out = [Path(json), Path(images)], 'check the path; mimdet_data makes a data set to try with'
+        found, way_out = [Path(json), Path(images)], 'check the path; mimdet_data makes a data set to try things with'
     if not found[0].is_file(): raise MimdetError(f'no such data set: {found[0]} is not a file: {way_out}')
     if not found[1].is_dir(): raise MimdetError(f'no such data set: {found[1]} is not a folder of images: {way_out}')
     return tuple(found)
 
 # %% ../../nbs/data/04_datasets.ipynb #11-fe3962f6
-_TURNED = ('its annotations are of the picture as it is stored, but its EXIF note says that it is to be turned, '
-           'and it is read upright: turn the boxes, or remove the note from the picture')
+_TURNED = ('its annotations refer to the image as stored, but its EXIF orientation turns it, and it is read upright: '
+           'turn the boxes, or remove the EXIF orientation from the image')
 
 def size_mistake(
     path,        # an image
     seen:tuple,  # its width and height, upright
-    stated:tuple,# those that its annotations say
+    stated:tuple,# those in its annotations
 )->str:
-    "Why they differ, and what to do."
+    "Say why the two sizes differ, and what to do."
     if seen == stated[::-1] and is_turned(path): return f'{path}: {_TURNED}'
-    return (f'{path} is {seen[0]}x{seen[1]}, its annotations are of a picture of {stated[0]}x{stated[1]}: '
-            'take that one, or scale the boxes and outlines together with width and height')
+    return (f'{path} is {seen[0]}x{seen[1]}, its annotations are for an image of {stated[0]}x{stated[1]}: '
+            'use that image, or scale the boxes and outlines together with width and height')
 
 
 # %% ../../nbs/data/04_datasets.ipynb #553851a9f1
 def picture_mistake(
     path,       # an image
-    width:int,  # as its annotations say
+    width:int,  # according to its annotations
     height:int,
-)->str:         # None if there is none
-    "Why a picture cannot be used, or does not fit its annotations."
+)->str:         # None if all is well
+    "Say why an image cannot be used or does not fit its annotations."
     try: tall, wide = read_image(path).shape[:2]
     except MimdetError as e: return str(e)
     if (wide, tall) != (width, height): return size_mistake(path, (wide, tall), (width, height))
@@ -86,8 +86,8 @@ def check_pictures(
     images:list,   # in the clean form
     workers:int=1, # threads
     progress=None, # label of a progress bar; None: no bar
-)->Counter:        # of kinds of pictures
-    "Read all images. Raises `MimdetError` that counts the mistakes and tells the first few."
+)->Counter:        # of kinds of images
+    "Read all images. Raises a `MimdetError` that counts the mistakes and reports the first few."
     def look(image):
         path = Path(folder)/image['file_name']
         wrong = picture_mistake(path, image['width'], image['height'])
@@ -99,17 +99,17 @@ def check_pictures(
     if len(wrong) == 1: raise MimdetError(wrong[0])
     if wrong:
         told = '; '.join(wrong[:3])
-        raise MimdetError(f'{json}: {len(wrong)} of {len(images)} pictures cannot be used: {told}')
+        raise MimdetError(f'{json}: {len(wrong)} of {len(images)} images cannot be used: {told}')
     return Counter(kind for _, kind in found)
 
 # %% ../../nbs/data/04_datasets.ipynb #15-03f00e10
 def check_dataset(
     json,              # annotations: a path
     images,            # folder of the images
-    decode:bool=False, # also read all images: are they of the size that the annotations say?
-    strict:bool=False, # refuse also what would be taken as it was meant, or left out
+    decode:bool=False, # also read all images and check their sizes
+    strict:bool=False, # also refuse what needs repairs or omissions
 )->dict:
-    "Read a data set and count what is in it. Raises `MimdetError` that tells all that cannot be used."
+    "Read a data set and count its contents. Raises a `MimdetError` that lists everything unusable."
     reading = read_coco(json, images, strict)
     coco, annotations = reading.coco, reading.coco['annotations']
     if decode: check_pictures(json, images, images=coco['images'])
@@ -136,7 +136,7 @@ class DatasetInfo:
     @property
     def metadata(self): return MetadataCatalog.get(self.name)
     @property
-    def records(self): return DatasetCatalog.get(self.name) # read anew each time
+    def records(self): return DatasetCatalog.get(self.name) # rebuilt each time
 
 # %% ../../nbs/data/04_datasets.ipynb #7031942c18
 def records_of(
@@ -145,7 +145,7 @@ def records_of(
     masks:bool,   # whether its objects have outlines
     numbers:dict, # {category id: place in the order of the network's outputs}
 )->list:          # of dictionaries, by image id
-    "A data set as detectron2's mapper takes it."
+    "Convert a data set to the records that detectron2's mapper takes."
     objects = defaultdict(list)
     for a in coco['annotations']:
         entry = dict(iscrowd=a['iscrowd'], bbox=a['bbox'], category_id=numbers[a['category_id']],
@@ -157,7 +157,7 @@ def records_of(
             for image in sorted(coco['images'], key=itemgetter('id'))]
 
 def _as_detectron2_has_it(outline):
-    "Its polygons of three points and more, or packed run lengths."
+    "Return its polygons of at least three points, or packed run lengths."
     if isinstance(outline, list): return [points for points in outline if len(points) % 2 == 0 and len(points) >= 6]
     return as_rle(outline, *outline['size'])
 
@@ -172,11 +172,11 @@ def register(
     images,            # folder of the images
     *,
     decode:bool=False, # also read all images once
-    strict:bool=False, # refuse also what would be taken as it was meant, or left out
-    objects:bool=True, # refuse a data set without any
+    strict:bool=False, # also refuse what needs repairs or omissions
+    objects:bool=True, # refuse a data set without objects
 )->DatasetInfo:
     """Read a data set in COCO's format and register it with detectron2.
-    Raises `MimdetError` if `name` stands for another one."""
+    Raises `MimdetError` if `name` stands for a different data set."""
     summary, reading = check_dataset(json, images, decode=decode, strict=strict), read_coco(json, images, strict)
     if objects: check_objects(reading)
     ids = sorted(c['id'] for c in reading.coco['categories'])
@@ -197,5 +197,5 @@ def register(
 
 # %% ../../nbs/data/04_datasets.ipynb #a9100040
 def print_dataset(info:DatasetInfo):
-    "Print in one line what was taken or left out of a data set, if anything was."
+    "Print one line about what was repaired or left out of a data set, if anything was."
     if comm.is_main_process() and info.reading.report.summary: print(info.reading.report.summary, flush=True)

@@ -34,7 +34,7 @@ def coco_results(
     found,    # detectron2 Instances on the CPU, in pixels of the image
     image_id, # of the image
 )->list:      # of dicts: image_id, category_id (from 0), bbox, score, and perhaps segmentation
-    "An image's detections in COCO's results format."
+    "Convert an image's detections to COCO's results format."
     fields = dict(found.get_fields())
     masks = fields.pop('pred_masks', None) # (N, H, W) bool
     results = instances_to_coco_json(Instances(found.image_size, **fields), image_id)
@@ -50,8 +50,8 @@ def detections(
     info:DatasetInfo, # for the category ids
     progress='detect',# label of the progress bar
 )->list:              # of COCO results
-    """What the model finds in the images of a loader.
-    Several processes share the work; the first gets everything, the others nothing."""
+    """Detect objects in the images of a loader.
+    Several processes share the work; the first gets all results, the others none."""
     def outputs():
         for batch in tqdm(loader, desc=progress, unit='batch', disable=None if comm.is_main_process() else True):
             for sample, output in zip(batch, model(batch)): yield sample, output['instances'].to('cpu')
@@ -66,7 +66,7 @@ def detections(
 
 # %% ../../nbs/measure/02_evaluate.ipynb #12-a6be6257
 def _run(evaluation):
-    "The precision (IoU, recall, category) over all sizes, and the summary's numbers."
+    "Return the precision (IoU, recall, category) over all sizes, and the summary's numbers."
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
@@ -77,7 +77,7 @@ def _by_pycocotools(coco, results, kinds, image_ids):
     truth = quiet_coco(coco)
     for kind in kinds:
         unread = {'segmentation'} if kind == 'bbox' else set()
-        copies = [{k: r[k] for k in r.keys() - unread} for r in results] # it adds to what it is given
+        copies = [{k: r[k] for k in r.keys() - unread} for r in results] # it adds fields to its input
         with contextlib.redirect_stdout(io.StringIO()):
             found = truth.loadRes(copies) if copies else quiet_coco(coco | dict(annotations=[]))
         evaluation = COCOeval(truth, found, kind)
@@ -124,7 +124,7 @@ def _percent(value): return None if value < 0 else round(100*float(value), 3)
 
 # %% ../../nbs/measure/02_evaluate.ipynb #e7a1000007
 def _in_the_clean_form(source, results, image_ids):
-    "A data set, and results and image ids that name its entries as the file does."
+    "Return a data set in the clean form, and results and image ids converted to its ids."
     if isinstance(source, dict): return source, results, image_ids
     reading = read_coco(source)
     if image_ids is None: return reading.coco, reading.as_read(results), None
@@ -134,13 +134,13 @@ def _in_the_clean_form(source, results, image_ids):
 # %% ../../nbs/measure/02_evaluate.ipynb #e7a1000009
 def average_precisions(
     source,                  # annotations: a path, or a data set in the clean form
-    results:list,            # COCO results of its ids
+    results:list,            # COCO results with its ids
     *,
-    kinds=('bbox', 'segm'),  # of overlap
+    kinds=('bbox', 'segm'),  # overlap of boxes, of masks
     image_ids=None,          # only these images
     evaluator:str='hotcoco', # a key of `EVALUATORS`
 )->dict:                     # for each kind: percent; `per_category` by name
-    "COCO's average precision of boxes and masks. Raises `MimdetError` if the results name an unknown image."
+    "Compute COCO's average precision of boxes and masks. Raises `MimdetError` if the results name an unknown image."
     _check_evaluator(evaluator)
     coco, results, image_ids = _in_the_clean_form(source, results, image_ids)
     known = {image['id'] for image in coco['images']}
@@ -153,7 +153,7 @@ def average_precisions(
     return {kind: _by_name(names, precision, stats) for kind, (precision, stats) in zip(kinds, evaluated)}
 
 def average_precision(source, results, *, kind='bbox', image_ids=None, evaluator='hotcoco')->dict:
-    "COCO's average precision of one kind, 'bbox' or 'segm': see `average_precisions`."
+    "Compute COCO's average precision of one kind, 'bbox' or 'segm': see `average_precisions`."
     return average_precisions(source, results, kinds=[kind], image_ids=image_ids, evaluator=evaluator)[kind]
 
 # %% ../../nbs/measure/02_evaluate.ipynb #22-54c84afd
@@ -167,13 +167,13 @@ def evaluate_detector(
     seed=None,           # sampling seed; None: the model's own
     c4:str='decoder',    # 'decoder', or 'stem': the probe with `fit_stem_alone`
     probe_info=None,     # data set to fit the probe on, needed for c4='stem'
-    samples:int=1,       # samplings that c4 is averaged over
-    batch:int=1,         # images at a time, at most: a batch holds images of one padded size
+    samples:int=1,       # number of samplings over which c4 is averaged
+    batch:int=1,         # most images at a time; a batch holds images of one padded size
     limit:int=None,      # only the first images
     predictions='',      # file to save the detections to, in COCO's results format
     evaluator:str='hotcoco', # a key of `EVALUATORS`
 )->dict: # ratio, strategy, seed, c4, samples, images, precision, seconds; evaluator, bbox, segm in the first process
-    "Box and mask AP of a model on a data set, at one setting of the sampling."
+    "Measure box and mask AP of a model on a data set, at one sampling setting."
     _check_evaluator(evaluator)
     mapper = TestMapper(test_augmentation_of(data))
     records = info.records[:limit]
@@ -200,7 +200,7 @@ def evaluate_detector(
 
 # %% ../../nbs/measure/02_evaluate.ipynb #33-45e44ca2
 def format_rows(rows)->str:
-    "Evaluation rows as an aligned table."
+    "Format evaluation rows as an aligned table."
     columns = [(kind, m) for kind in ('bbox', 'segm') if kind in rows[0] for m in AP_NAMES]
     c4 = [row['c4'] + (f' x {k}' if (k := row.get('samples', 1)) > 1 else '') for row in rows]
     width = 2 + max(map(len, c4))
@@ -232,7 +232,7 @@ class Evaluated(Shown):
 
     @property
     def table(self):
-        "Box and mask AP in percent, a data frame."
+        "Box and mask AP in percent, as a data frame."
         kinds = [(label, kind) for label, kind in (('box', 'bbox'), ('mask', 'segm')) if kind in self.rows[0]]
         cells = [{f'{label} {name}': row[kind][name] for label, kind in kinds for name in AP_NAMES}
                  for row in self.rows]
@@ -252,13 +252,13 @@ def evaluate(
     strategy:str='',    # random, grid or block; default: the model's own
     seed:int=None,      # which tokens are sampled; default: the model's own, 0
     output='',          # folder for predictions (COCO results) and metrics.json; empty: nothing is written
-    batch:int=1,        # images at a time, at most: those of one padded size go together
+    batch:int=1,        # most images at a time; a batch holds images of one padded size
     limit:int=0,        # only the first images; 0: all
     evaluator:str='hotcoco', # a key of `EVALUATORS`
-    strict:bool=False,  # refuse what would be taken as it was meant, or left out of the data set
+    strict:bool=False,  # refuse a data set that needs repairs or omissions
     **loading,          # as for `load`: weights, device, precision
 )->Evaluated:
-    "Box and mask AP at any sample ratio, strategy and seed."
+    "Measure box and mask AP at any sample ratio, strategy and seed."
     ratios = [None if r is None else check_ratio(r) for r in (ratio if isinstance(ratio, (list, tuple)) else [ratio])]
     if limit < 0: raise MimdetError(f'limit {limit} is negative')
     name, model = model, load(model, **loading)

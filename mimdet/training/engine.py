@@ -30,16 +30,16 @@ from ..weights.load import load_into
 
 # %% ../../nbs/training/03_engine.ipynb #14-94b49534
 class Step(NamedTuple):
-    "What a step leaves on its device until someone looks."
+    "What a step leaves on its device until the next check."
     iteration:int
-    images:list          # what is in each micro-batch
+    images:list          # the images of each micro-batch
     names:list           # of the losses
     numbers:torch.Tensor # the losses of each micro-batch, one after the other, and the norm of the gradient
-    waited:float         # seconds for data
+    waited:float         # seconds spent waiting for data
 
 # %% ../../nbs/training/03_engine.ipynb #cfe4a87499
 class Trainer(SimpleTrainer):
-    """detectron2's, with seeded steps, gradient accumulation, clipping, and scaling for float16.
+    """detectron2's trainer with seeded steps, gradient accumulation, clipping, and scaling for float16.
     It reports a loss that is not finite."""
     def __init__(self, model, loader, *, optimizer, seed, accumulate, clip, scaled, output_dir, name_batch,
                  log_period=1):
@@ -56,7 +56,7 @@ class Trainer(SimpleTrainer):
         except RuntimeError as e:
             if comm.get_world_size() == 1 or not re.search('gloo|NCCL|[Cc]onnection', str(e)): raise
             reason = str(e).splitlines()[0]
-            raise MimdetError(f'process {comm.get_rank()} has lost another one ({reason})') from None
+            raise MimdetError(f'process {comm.get_rank()} lost the connection to another ({reason})') from None
 
     @property
     def asynchronous(self): return self.parameters[0].device.type == 'cuda'
@@ -64,10 +64,10 @@ class Trainer(SimpleTrainer):
     def state_dict(self): return super().state_dict() | dict(scaler=self.scaler.state_dict())
 
     def load_state_dict(self, state):
-        "What has been learned and gathered; the rates are the configuration's."
+        "Restore the trainer's state, but keep the rates and decays of the configuration."
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in self.optimizer.param_groups]
         for saved, own in zip(state['optimizer']['param_groups'], settings):
-            saved['fused'] = own.get('fused') # torch asks it where the step counts belong
+            saved['fused'] = own.get('fused') # it tells torch where the step counts belong
         super().load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, settings): group.update(own)
         if state['scaler']: self.scaler.load_state_dict(state['scaler'])
@@ -83,7 +83,7 @@ def _run_step(self:Trainer):
         waited += time.perf_counter() - started
         images.append(self.name_batch(batch))
         parts.append(self._backward(k, batch))
-    self.scaler.unscale_(self.optimizer) # the norm below is that of the true gradient
+    self.scaler.unscale_(self.optimizer) # so that the norm below is the true gradient's
     norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
     numbers = torch.stack([*(loss for losses in parts for loss in losses.values()), norm]).double()
     self.unchecked.append(Step(self.iter, images, list(parts[0]), numbers, waited))
@@ -97,14 +97,14 @@ def _run_step(self:Trainer):
 # %% ../../nbs/training/03_engine.ipynb #cfe4a8749c
 @patch
 def _backward(self:Trainer, k, batch):
-    """Gradients of the micro-batch `k`, added to those before it;
-    they cross to the other processes with the last one."""
+    """Add the gradients of micro-batch `k` to the earlier ones;
+    processes exchange them with the last micro-batch."""
     world = comm.get_world_size()
     torch.manual_seed(seed_for('step', self.seed, (self.iter*self.accumulate + k)*world + comm.get_rank()))
     with self.model.no_sync() if world > 1 and k < self.accumulate - 1 else nullcontext():
         try: losses = {name: loss/self.accumulate for name, loss in self.model(batch).items()}
-        except FloatingPointError as e: # the proposals are checked where they are counted
-            self.check() # or an earlier step is to blame
+        except FloatingPointError as e: # from the check of the proposals
+            self.check() # an earlier step may be the cause
             self._give_up(self.iter, self.name_batch(batch), str(e))
         self.scaler.scale(sum(losses.values())).backward()
     return {name: loss.detach() for name, loss in losses.items()}
@@ -112,7 +112,7 @@ def _backward(self:Trainer, k, batch):
 # %% ../../nbs/training/03_engine.ipynb #cfe4a8749e
 @patch
 def check(self:Trainer):
-    "Look at the steps since the last look. Raises `MimdetError` at one whose losses or gradient are not finite."
+    "Check the steps since the last check. Raises `MimdetError` for one whose losses or gradient are not finite."
     steps, self.unchecked = self.unchecked, []
     if not steps: return
     numbers = iter(torch.cat([step.numbers for step in steps]).tolist())
@@ -122,7 +122,7 @@ def check(self:Trainer):
         for images, losses in zip(step.images, parts):
             wrong = [f'{name} is {loss}' for name, loss in losses.items() if not math.isfinite(loss)]
             if wrong: self._give_up(step.iteration, images, ', '.join(wrong))
-        if not (self.scaler.is_enabled() or math.isfinite(norm)): # a scaler leaves out such a step
+        if not (self.scaler.is_enabled() or math.isfinite(norm)): # a scaler skips such a step
             self._give_up(step.iteration, step.images, f'the gradient is {norm}')
         losses = {name: sum(part[name] for part in parts) for name in step.names}
         self.unwritten.append((step.iteration, losses, step.waited))
@@ -130,12 +130,12 @@ def check(self:Trainer):
 # %% ../../nbs/training/03_engine.ipynb #cfe4a8749f
 @patch
 def write(self:Trainer):
-    "Check, and put the losses of all steps since the last time into the event storage, and what the model logs."
+    "Check, then put the losses of all steps since the last call, and the model's logs, into the event storage."
     self.check()
     storage, steps, self.unwritten = get_event_storage(), self.unwritten, []
     for iteration, losses, waited in steps:
         storage.iter = iteration
-        # as detectron2 has them
+        # in detectron2's form
         losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in losses.items()}
         self._write_metrics(losses, waited)
     write_logged(storage)
@@ -147,16 +147,16 @@ def _give_up(self:Trainer, iteration, images, reason):
     path = self.output_dir/f'not_finite_{comm.get_rank()}.json'
     write_json(path, facts)
     raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
-                      f'(kept in {path}): lower the learning rate, or look at these images')
+                      f'(saved in {path}): lower the learning rate, or check these images')
 
 # %% ../../nbs/training/03_engine.ipynb #16-04f82760
 class Checkpoint(HookBase):
-    "Write model, optimizer, schedule and step number to one file, whole or not at all."
+    "Write model, optimizer, schedule and step number to one file, completely or not at all."
     def __init__(self, model, path, period, identity):
         self.model, self.path, self.period, self.identity = model, path, period, identity
     def before_train(self):
         for part in self.path.parent.glob(f'.{self.path.name}.*.part'):
-            part.unlink() # of a run that was killed while it wrote
+            part.unlink() # left by a run that was killed while writing
     def after_step(self):
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter: return
@@ -166,18 +166,18 @@ class Checkpoint(HookBase):
 
 # %% ../../nbs/training/03_engine.ipynb #09375ee855
 class Stopwatch(HookBase):
-    "Seconds that training has taken; `before`: those before it was resumed."
+    "Measure the seconds that training takes; `before` holds those before it was resumed."
     def __init__(self): self.before, self.started = 0., time.time()
     def state_dict(self): return dict(seconds=self.before + time.time() - self.started)
     def load_state_dict(self, state): self.before = state['seconds']
 
 # %% ../../nbs/training/03_engine.ipynb #1d243f9a30
 class MovingAverage(HookBase):
-    """Keep an exponential moving average of the weights; `model` is the averaged one.
-    Buffers are those of the last step."""
+    """Keep an exponential moving average of the weights; `model` is the averaged model.
+    Its buffers are those of the last step."""
     def __init__(self,
         model,
-        decay:float, # share of the average that a step leaves
+        decay:float, # share of the old average that is kept at each step
     ):
         if not 0 < decay < 1:
             raise MimdetError(f'the moving average needs a decay in (0, 1), such as 0.9999, not {decay}')
@@ -190,8 +190,8 @@ class MovingAverage(HookBase):
 
 # %% ../../nbs/training/03_engine.ipynb #7f9545e37d
 class Evaluation(hooks.EvalHook):
-    """detectron2's, but the last evaluation belongs to the last step:
-    a run that is killed in it resumes before it, and one that fails does not begin it."""
+    """detectron2's hook, but the last evaluation is part of the last step:
+    a run killed during it resumes before it, and a failed run does not start it."""
     def after_step(self):
         done = self.trainer.iter + 1
         if done != self.trainer.max_iter and not (self._period and done % self._period == 0): return
@@ -200,8 +200,8 @@ class Evaluation(hooks.EvalHook):
     def after_train(self): pass
 
 class Writers(hooks.PeriodicWriter):
-    """detectron2's, but when training ends by an error it does not write once more:
-    that would hide the error behind its own."""
+    """detectron2's hook, but it does not write again after an error:
+    an error of its own would hide the first."""
     def after_train(self):
         if self.trainer.iter >= self.trainer.max_iter: super().after_train()
         else:
@@ -212,7 +212,7 @@ _BARS = ContextVar('bars', default=False)
 
 @contextmanager
 def progress_bars():
-    "Inside the block, training shows a bar, and its log goes to the output folder."
+    "Inside the block, show a bar during training, and write its log to the output folder."
     token = _BARS.set(True)
     try: yield
     finally: _BARS.reset(token)
@@ -220,7 +220,7 @@ def progress_bars():
 def bars_shown()->bool: return _BARS.get()
 
 class ProgressBar(HookBase):
-    "A bar with the loss of the last step that was looked at."
+    "A progress bar with the loss of the last checked step."
     def __init__(self, log_period): self.log_period = log_period
     def before_train(self):
         done, whole = self.trainer.start_iter, self.trainer.max_iter
@@ -236,7 +236,7 @@ class ProgressBar(HookBase):
 # %% ../../nbs/training/03_engine.ipynb #ba70000003
 @contextmanager
 def _log_file(path):
-    "detectron2's log goes to a file, and not to the screen."
+    "Send detectron2's log to a file instead of the screen."
     logger, handler = logging.getLogger('detectron2'), logging.FileHandler(path)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
     before = logger.level, logger.propagate
@@ -256,25 +256,25 @@ def fit(
     *,
     schedule,          # a `lr_schedule` of the optimizer
     loader,            # first step -> iterable of micro-batches
-    iterations:int,    # length of the run, those already done included
+    iterations:int,    # length of the run, including iterations already done
     output_dir,        # gets checkpoint.pth, metrics.jsonl and TensorBoard's events
     seed:int=0,        # of the steps
     period:int=1000,   # steps between checkpoints
     log_period:int=20, # steps between progress lines
-    resume:bool=False, # go on from output_dir/checkpoint.pth if it is there
+    resume:bool=False, # continue from output_dir/checkpoint.pth if it exists
     identity:dict=None,# what the run computes, nested plain data
-    allow_changes:bool=False, # go on also if the checkpoint's identity is another
+    allow_changes:bool=False, # continue even if the checkpoint's identity differs
     extra_hooks=(),    # detectron2 hooks that run before the checkpoint is written
-    notes=None,        # file name -> text, written to the output folder once it is clear that the run may begin
-    accumulate:int=1,  # micro-batches to a step
-    clip:float=0.,     # largest norm of the gradient, 0: left alone
+    notes=None,        # file name -> text, written to the output folder once all checks have passed
+    accumulate:int=1,  # micro-batches per step
+    clip:float=0.,     # largest norm of the gradient; 0: no clipping
     scaled:bool=False, # scale the losses, for float16
     fp16_compression:bool=False, # gradients cross between processes in float16
-    # micro-batch -> plain data that says what is in it, for the report on a loss that is not finite
+    # micro-batch -> plain data that identifies its images, for the report on a loss that is not finite
     name_batch=lambda batch: None,
 )->float:              # seconds that the run had taken before it was resumed
     """Train `model` in place.
-    Raises `MimdetError` if there is a checkpoint of another identity, or one and `resume` is off."""
+    Raises `MimdetError` if there is a checkpoint and `resume` is off, or if its identity differs."""
     counts = dict(iterations=iterations, period=period, log_period=log_period, accumulate=accumulate)
     for name, value in counts.items():
         if value < 1: raise MimdetError(f'{name}={value} must be at least 1')
@@ -283,7 +283,8 @@ def fit(
     state = _last_state(output_dir/'checkpoint.pth', resume, identity, allow_changes)
     done = state['done'] if state else 0
     if done > iterations:
-        raise MimdetError(f'{output_dir} has done {done} iterations already, more than the {iterations} asked for')
+        raise MimdetError(f'{output_dir} has done {done} iterations already, more than the requested {iterations}: '
+                          'choose another output folder')
     if len(set(comm.all_gather(done))) > 1:
         raise MimdetError(f'{output_dir}: not all processes find the same checkpoint there; '
                           'the output folder must be one that all machines share')
@@ -293,7 +294,7 @@ def fit(
     stopwatch = Stopwatch()
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(optimizer, schedule), stopwatch, *extra_hooks])
     if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
-    state = None # gigabytes, of a large model
+    state = None # frees gigabytes for a large model
     if main:
         for name, text in (notes or {}).items(): write_text(output_dir/name, text)
         _forget_metrics_after(output_dir/'metrics.jsonl', done)
@@ -310,12 +311,12 @@ def fit(
 # %% ../../nbs/training/03_engine.ipynb #fb81fba8ca
 def _last_state(path, resume, identity, allow_changes):
     if not path.exists(): return None
-    if not resume: raise MimdetError(f'{path} is there from an earlier run: resume it, or choose another output folder')
+    if not resume: raise MimdetError(f'{path} exists from an earlier run: resume it, or choose another output folder')
     state = read_checkpoint(path)
     changes = differences(identity, state['identity'])
     if changes and not allow_changes:
         raise MimdetError(f'{path} belongs to another configuration ({"; ".join(changes)}): '
-                          '--allow-changes goes on with the new one; or remove it, or choose another output folder')
+                          'continue with --allow-changes, remove it, or choose another output folder')
     for change in changes: logging.getLogger(__name__).info(f'changed since the checkpoint: {change}')
     return state
 
@@ -324,7 +325,7 @@ def _go_on(state, path, model, trainer, schedule):
     try: trainer.load_state_dict(state['trainer'])
     except ValueError as e:
         raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): '
-                          'train anew, from its weights if you like (--init)') from None
+                          'start a new run, from its weights if you like (--init)') from None
     groups = trainer.optimizer.param_groups
     schedule.base_lrs = [group['initial_lr'] for group in groups]
     for group, lr in zip(groups, schedule.get_lr()): group['lr'] = lr
@@ -344,7 +345,7 @@ logging.getLogger('detectron2.engine.train_loop').addFilter(_is_defect)
 # %% ../../nbs/training/03_engine.ipynb #28-d4a84fcc
 def read_metrics(
     folder, # output folder of `fit`
-)->dict:    # metric name -> list; 'iteration' is the abscissa
-    "What was logged, as curves. A value not logged with a line is None."
+)->dict:    # metric name -> list; 'iteration' is the x axis
+    "Read the log as curves. A value missing from a line is None."
     lines = [json.loads(line) for line in (Path(folder)/'metrics.jsonl').read_text().splitlines()]
     return {name: [line.get(name) for line in lines] for name in sorted({k for line in lines for k in line})}

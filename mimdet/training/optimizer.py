@@ -23,7 +23,7 @@ def parameter_groups(
     weight_decay:float, # of parameters with more than one dimension
     decoder_rate:str='rest', # the decoder learns like the pyramid and heads, as in the paper, or like the 'encoder'
 )->list:                # of dictionaries for a torch optimizer, in a fixed order
-    "MIMDet's learning-rate groups (paper, section 4)."
+    "Return MIMDet's learning-rate groups (paper, section 4)."
     rates = dict(rest=lr*lr_factor, stem=lr, encoder=lr/lr_factor)
     groups = {(part, decay): dict(params=[], lr=rate, weight_decay=decay)
               for part, rate in rates.items() for decay in (weight_decay, 0.)}
@@ -35,14 +35,14 @@ def parameter_groups(
     return list(groups.values())
 
 def _is_pretrained_decoder(name):
-    return '.decoder.' in name and '.conv_feat_proj.' not in name # which no autoencoder has
+    return '.decoder.' in name and '.conv_feat_proj.' not in name # the projection is not in an autoencoder
 
 # %% ../../nbs/training/02_optimizer.ipynb #eb0bf84d2f
 def optimizer_for(
     model,    # a `Detector`
     settings, # the configuration's `optimizer` section
 )->torch.optim.AdamW:
-    "AdamW with the learning rates of MIMDet, or of the baseline."
+    "Build AdamW with the learning rates of MIMDet or of the baseline."
     if settings.groups == 'mimdet':
         if settings.decoder_rate not in DECODER_RATES:
             raise MimdetError(f'unknown optimizer.decoder_rate={settings.decoder_rate!r}; '
@@ -66,9 +66,9 @@ def lr_schedule(
     iterations:int, # length of the run
     milestones=(),  # iterations at which 'step' drops the rate tenfold
     warmup:int=0,   # iterations of linear warm-up
-    warmup_factor:float=0., # of the rate that the warm-up begins with
+    warmup_factor:float=0., # the warm-up starts at this fraction of the rate
 )->LRMultiplier:
-    "A detectron2 schedule over `iterations` steps."
+    "Build a detectron2 schedule over `iterations` steps."
     if iterations < 1: raise MimdetError(f'{iterations=} must be at least 1')
     if kind == 'step':
         if not list(milestones) == sorted(m for m in milestones if 0 < m < iterations):

@@ -38,10 +38,10 @@ from ..weights.models import load, with_coco_names
 
 # %% ../../nbs/training/06_train.ipynb #10-1828cff3
 def with_classes(
-    cfg:DictConfig,   # left as it is
+    cfg:DictConfig,   # not changed
     info:DatasetInfo, # registered data set
 )->DictConfig:
-    "A copy of `cfg` for the categories of a data set."
+    "Return a copy of `cfg` for the categories of a data set."
     cfg = cfg.copy()
     heads = cfg.model.roi_heads
     for part in filter(None, (heads, heads.box_predictor, heads.mask_head)): part.num_classes = len(info.classes)
@@ -58,7 +58,7 @@ def training_memory(
     parameters:int, # of the detector
     wide:bool=False,# computed in full precision
 )->float:           # bytes
-    "An estimate of the memory of a training step without activation checkpointing."
+    "Estimate the memory of a training step without activation checkpointing."
     (height, width), network = largest_image(cfg.data), cfg.model.backbone.bottom_up
     encoder = network.dim*network.get('depth', 0)*network.get('sample_ratio', 1.)
     channels = encoder + network.get('decoder_dim', 0)*network.get('decoder_depth', 0)
@@ -69,17 +69,17 @@ def training_memory(
 def _memory_of(
     device:str, # a torch device
 )->int:         # bytes
-    "All the memory that a device has."
+    "Return the total memory of a device."
     if device.startswith('cuda'): return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
 
 def with_checkpointing(
-    cfg:DictConfig,   # left as it is
+    cfg:DictConfig,   # not changed
     device:str,       # a torch device
     processes:int=1,  # that share the batch
-    memory:int=None,  # of the device in bytes; default: as it is
+    memory:int=None,  # of the device in bytes; default: measured
 )->DictConfig:
-    "A copy of `cfg` in which `checkpointing='auto'` is decided by the device's memory."
+    "Return a copy of `cfg` with `checkpointing='auto'` resolved by the device's memory."
     cfg = cfg.copy()
     network = cfg.model.backbone.bottom_up
     if network.get('checkpointing') != 'auto': return cfg
@@ -92,8 +92,8 @@ def with_checkpointing(
 
 # %% ../../nbs/training/06_train.ipynb #12-27371546
 def identity(cfg, info)->dict:
-    """What a training computes: the configuration without places, periods and how the work is shared out,
-    with the data and the weights it starts from."""
+    """Return what identifies a run: the configuration without paths, periods and the distribution of the work,
+    plus hashes of the data and of the weights it starts from."""
     plain = OmegaConf.to_container(cfg)
     without = dict(train=('recipe', 'output_dir', 'log_period', 'checkpoint_period', 'eval_period', 'device',
                           'accumulate', 'fp16_compression'),
@@ -107,14 +107,14 @@ def identity(cfg, info)->dict:
 def changes_of(
     cfg:DictConfig, # what will run
 )->list:            # of lines 'key: recipe's value -> value'
-    "How a configuration differs from the recipe it names; nothing if it names none."
+    "List how a configuration differs from the recipe it names; empty if it names none."
     name = cfg.train.get('recipe')
     if name not in RECIPES: return []
     return differences(OmegaConf.to_container(cfg), OmegaConf.to_container(config(name)))
 
 # %% ../../nbs/training/06_train.ipynb #15-f3f645fa
 def _start_from(model, cfg)->list:
-    "Load what the configuration starts from: a detector, a masked autoencoder, or nothing. Returns the load reports."
+    "Load the initial weights, if any: of a detector or a masked autoencoder. Returns the load reports."
     reports, partial = [], cfg.train.allow_partial
     if cfg.mae_checkpoint.path:
         reports.append(load_mae(model.bottom_up, cfg.mae_checkpoint.path, allow_partial=partial,
@@ -138,7 +138,7 @@ def evaluation_hooks(
 
 # %% ../../nbs/training/06_train.ipynb #f3a6f56546
 def validation_set(cfg)->DatasetInfo:
-    "The registered validation set. Raises `MimdetError` if its categories are not the model's."
+    "Register the validation set. Raises `MimdetError` if its categories are not the model's."
     info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val), strict=cfg.data.strict)
     print_dataset(info)
     check_classes(cfg, info)
@@ -149,23 +149,23 @@ def training_records(
     data,             # the configuration's `data` section
     info:DatasetInfo, # registered data set
 )->list:
-    "The images to train on. Raises `MimdetError` if more are asked for than there are."
+    "Return the images to train on. Raises `MimdetError` if `data.first` is larger than their number."
     if not 0 <= data.first <= len(info.records):
         raise MimdetError(f'data.first={data.first}: {info.json} has {len(info.records)} images; 0 takes all')
     records = info.records[:data.first or None]
     return filter_images_with_only_crowd_annotations(records) if data.filter_empty else records
 
 def what_is_in(batch)->list:
-    "The images of a batch, to find them again."
+    "Identify the images of a batch, so that they can be found again."
     return [dict(image_id=sample['image_id'], file_name=Path(sample['file_name']).name, draw=sample['draw'])
             for sample in batch]
 
 # %% ../../nbs/training/06_train.ipynb #17-0386c395
 def run_training(
     cfg:DictConfig,      # from `mimdet.recipes.config`, changed as you like
-    resume:bool=False,   # go on from the output folder's checkpoint, if there is one
-    allow_changes:bool=False, # also if it belongs to another configuration
-# seconds (of all its parts, if resumed), iterations, device, dataset, parameters, and, in the first process, weights
+    resume:bool=False,   # continue from the output folder's checkpoint, if there is one
+    allow_changes:bool=False, # even if it belongs to another configuration
+# seconds (in total, if resumed), iterations, device, dataset, parameters, and, in the first process, weights
 )->dict:
     """Train a detector;
     writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."""
@@ -218,7 +218,7 @@ def run_training(
 
 # %% ../../nbs/training/06_train.ipynb #6119ccb73b
 def _notes(cfg, changes, info, val):
-    "The files that say what the run is."
+    "Return the files that describe the run."
     return {'config.yaml': OmegaConf.to_yaml(cfg),
             'changes.txt': ''.join(f'{line}\n' for line in changes),
             'data_report.txt': ''.join(f'{each.reading.report}\n' for each in (info, val) if each)}
@@ -230,7 +230,7 @@ def read_config(
     source:str, # a recipe name, or a .yaml or .py file in detectron2's LazyConfig format
     **changes,  # fields of `Recipe`, for a recipe name only
 )->DictConfig:
-    "The configuration that `source` stands for. Raises `MimdetError` if there is none."
+    "Return the configuration that `source` names. Raises `MimdetError` if there is none."
     if not is_file(source): return config(source, **changes)
     if changes:
         raise MimdetError(f'{source}: {", ".join(changes)} can only be given with a recipe name; use key=value changes')
@@ -245,16 +245,16 @@ def read_config(
 _SECTIONS = ('optimizer', 'schedule', 'data', 'mae_checkpoint', 'train')
 
 def completed_config(
-    cfg:DictConfig, # from a file; left as it is
+    cfg:DictConfig, # from a file; not changed
     source:str,     # the file, named in messages
 )->DictConfig:
-    """The configuration, with the usual value where it leaves out something beside the model.
-    Raises `MimdetError` on a key that nothing reads."""
+    """Complete a configuration with default values outside the model.
+    Raises `MimdetError` for a key that nothing reads."""
     usual = config('mimdet_base_v1_sr0.5_3x')
     missing = [key for key in ('model', *_SECTIONS) if key not in cfg]
     if missing:
-        raise MimdetError(f'{source} is no training configuration: no {missing[0]!r}; '
-                          '`mimdet_models RECIPE` prints one')
+        raise MimdetError(f'{source} is not a training configuration: {missing[0]!r} is missing; '
+                          '`mimdet_models RECIPE` prints a complete one')
     known = [f'{section}.{key}' for section in _SECTIONS for key in usual[section]]
     known += ['data.classes', 'data.category_ids']
     unknown = [f'{section}.{key}' for section in _SECTIONS for key in cfg[section] if f'{section}.{key}' not in known]
@@ -270,20 +270,20 @@ def training_config(
     val:str='',         # likewise, to evaluate on; default: the configuration's, or none with `dataset`
     output='',          # output folder; default: the configuration's, runs/train
     epochs:float=0,     # passes over the data; 0: the recipe's
-    batch:int=0,        # images a step; 0: the recipe's; iterations and learning rate follow
+    batch:int=0,        # images per step; 0: the recipe's; iterations and learning rate follow
     mae='',             # full MAE file to start from, or released weights
-    first:int=0,        # train on the first images only; 0: on all
+    first:int=0,        # train on this many first images only; 0: on all
     init='',            # detector to start from, or released weights
-    allow_partial:bool=False, # take from these files what fits, and keep the rest as it is
-    strict:bool=False,  # refuse what would be taken as it was meant, or left out of the data sets
+    allow_partial:bool=False, # load what fits from these files, and keep the rest of the model as it is
+    strict:bool=False,  # refuse data sets that need repairs or omissions
     seed:int=None,      # of everything random; default: the configuration's, 0
     device:str='',      # cpu, cuda, ...; default: the configuration's, the GPU if there is one
     overrides=(),       # more changes, such as model.strategy=grid
 )->DictConfig:
-    "The configuration of a training, from options."
+    "Build the configuration of a training run from options."
     changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
     if dataset and not is_file(config):
-        there = check_dataset(*parse_dataset(dataset))['images'] # read once: training finds it read
+        there = check_dataset(*parse_dataset(dataset))['images'] # cached: training does not read it again
         changes |= dict(images=min(there, first or there))
     cfg = read_config(config, **changes)
     if first: cfg.data.first = first
@@ -303,7 +303,7 @@ def launch_training(
     resume:bool=False,        # as for `run_training`
     *,
     allow_changes:bool=False, # as for `run_training`
-    eval_only:bool=False,     # train nothing; evaluate `train.init_checkpoint`, or the run in the output folder
+    eval_only:bool=False,     # do not train; evaluate `train.init_checkpoint`, or the run in the output folder
     num_gpus:int=1,           # processes on this machine, one for each GPU
     num_machines:int=1,       # machines; call this on each
     machine_rank:int=0,       # number of this machine, from 0
@@ -350,7 +350,7 @@ def _evaluate_only(cfg):
     if comm.is_main_process(): print(report, f'precision: {row["precision"]}', format_rows([row]), sep='\n')
 
 def _worker(*arguments):
-    "One of several processes: like a command, it complains in one line."
+    "Work as one of several processes; like a command, report an error in one line."
     with complaining('mimdet_train'): _work(*arguments)
 
 # %% ../../nbs/training/06_train.ipynb #27-f1d8c254
@@ -359,7 +359,7 @@ def train_on(
     num_gpus:int=1,   # processes on this machine, one for each GPU
     resume:bool=False,# as for `run_training`
 )->dict:              # as from `run_training`
-    "`run_training`, in processes of their own if there are to be several."
+    "Call `run_training`, in separate processes if `num_gpus` is more than 1."
     if num_gpus == 1: return run_training(cfg, resume)
     _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
     return run_training(cfg, resume=True) # all steps are done: this only gathers the result
@@ -367,7 +367,7 @@ def train_on(
 # %% ../../nbs/training/06_train.ipynb #a9100016
 @dataclass
 class Trained(Shown):
-    "A detector that was trained."
+    "A trained detector."
     folder:Path # with model_final.pth, config.yaml, changes.txt, metrics.jsonl and log.txt
 
     def load(self, **options): return load(self.folder, **options) # as `mimdet.weights.models.load`
@@ -397,8 +397,8 @@ def train(
     dataset:str='',    # annotations.json:images/ to train on; default: the configuration's
     val:str='',        # likewise, to evaluate on; default: the configuration's, or none with `dataset`
     *,
-    resume:bool=False, # go on from the output folder's checkpoint
-    allow_changes:bool=False, # go on although the configuration changed since
+    resume:bool=False, # continue from the output folder's checkpoint
+    allow_changes:bool=False, # continue even if the configuration has changed
     num_gpus:int=1,    # processes on this machine, one for each GPU
     **options,         # as for `training_config`: config, overrides, output, epochs, batch, mae, first, init, seed ...
 )->Trained:
