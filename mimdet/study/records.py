@@ -172,7 +172,7 @@ def load_records(
     for f, r in zip(files, records):
         if (r['profile'], r['name']) != (profile, f.stem):
             raise MimdetError(f'{f} holds the record {r["profile"]}/{r["name"]}: '
-                              'move it back there, or delete it and run it again')
+                              'move it to that place, or delete it and run it again')
     return records
 
 # %% ../../nbs/study/01_records.ipynb #10-274516b0
@@ -242,7 +242,7 @@ def models(records)->dict:
     or if two training runs of a model differ in more than the seed."""
     trained = of_kind(records, 'train')
     if not trained:
-        raise MimdetError(f'no train record among the {len(records)} records: run a training first (make reproduce)')
+        raise MimdetError(f'no train record among the {len(records)} records: train a model first (make reproduce)')
     groups = {}
     for r in trained: groups.setdefault(model_name(r), []).append(r)
     return {key: _model(key, group) for key, group in groups.items()}

@@ -43,8 +43,8 @@ def check_records(
 def _check_record(study, path, record):
     name, profile = path.stem, study.profile
     if (record['profile'], record['name']) != (profile, name):
-        yield f'{path} holds the record {record["profile"]}/{record["name"]}: move it back there, or delete it'
-    if name not in study.jobs: yield f'{path}: the profile {profile} has no such run: delete the record'
+        yield f'{path} holds the record {record["profile"]}/{record["name"]}: move it to that place, or delete it'
+    if name not in study.jobs: yield f'{path}: the profile {profile} has no such run: add it, or delete the record'
     elif other := differs(record, study.jobs[name]):
         yield f'{path} does not match its run in the profile {profile}: {other} differs; run it again'
 
@@ -60,7 +60,8 @@ def check_files(
     again = f'make figures PROFILE={study.profile}'
     for name in sorted({*shown, *made}):
         where = f'{study.figures}/{name}'
-        if name not in made: yield True, f'{where} has no record: nothing in {study.records} produces it; delete it'
+        if name not in made:
+            yield True, f'{where} has no record: restore the records in {study.records} that produce it, or delete it'
         elif name not in shown: yield True, f'{where} is missing, although its records exist: {again}'
         elif made[name].suffix in TABLES:
             if made[name].read_bytes() != shown[name].read_bytes():
