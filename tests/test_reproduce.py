@@ -170,13 +170,13 @@ FRAUDS = {
     'records': {
         'results/runs/smoke/evaluate_v1_sr0.5_seed0.json': (edited, 'was it edited?'),
         'results/runs/smoke/data.json': (
-            foreign, 'pretrain_tiny.json was made from other train than data.json tells of'),
+            foreign, 'pretrain_tiny.json: the SHA-256 of train differs from data.json'),
         'results/runs/smoke/evaluate_more.json': (
             lambda path: (path.parent/'data.json').read_bytes(), 'holds the record smoke/data')},
     'what is shown': {
         'figures/smoke/best_of_all.png': (lambda path: b'pixels', 'best_of_all.png has no record'),
         'figures/smoke/spread.svg': (
-            replaced(b'</svg>', b'<g/></svg>'), 'note  figures/smoke/spread.svg: drawn anew it is another file'),
+            replaced(b'</svg>', b'<g/></svg>'), 'note  figures/smoke/spread.svg: redrawing gives a different file'),
         'figures/smoke/table_main.md': (replaced(b'not run', b'51.7', 1), 'table_main.md is stale'),
         'figures/smoke/table_ratio.csv': (lambda path: None, 'table_ratio.csv is missing'),
         'README.md': (
@@ -193,7 +193,7 @@ def test_verify_catches(project, fraud):
 
 @pytest.mark.parametrize('figure', sorted(FIGURES - {'reconstructions'}))
 def test_stale_figure_is_caught(stale, figure):
-    assert f'figures/smoke/{figure}.png is stale: it was drawn from other records' in stale
+    assert f'figures/smoke/{figure}.png is stale: it was drawn from different records' in stale
 
 @pytest.fixture(scope='module')
 def stale(project):
@@ -208,7 +208,7 @@ def test_verify_compares_records_with_the_profile(project):
     other = profile.read_bytes().replace(b'{sample_ratio: 0.25}', b'{sample_ratio: 0.3}')
     with changed({profile: other}): done = verify(project, 'smoke')
     assert done.returncode == 1
-    assert ('train_v1_sr0.25_seed0.json is of another run than the profile smoke now describes: changes differs'
+    assert ('train_v1_sr0.25_seed0.json does not match its run in the profile smoke: changes differs'
             in done.stdout)
 
 def test_a_kernel_that_dies_is_named(project):

@@ -495,7 +495,7 @@ def test_nothing_trained(): broken([pretrain()], 'no train record')
 
 def test_evaluation_without_training():
     broken([train('a'), evaluate('b', [row(.5, 1, 1)])],
-           "'evaluate_b_seed0' is of the training 'train_b_seed0', which has no record")
+           "'evaluate_b_seed0' belongs to the training run 'train_b_seed0', which has no record")
 
 def test_measured_twice():
     broken([train('a'), evaluate('a', [row(.5, 1, 1), row(.5, 2, 2)])],
@@ -527,7 +527,7 @@ def test_other_data():
 
 def test_other_weights():
     done = evaluate('a', [row(.5, 1, 1)]) | dict(weights={'in': 'old'})
-    broken([train('a') | dict(weights=dict(out='new')), done], 'is of other weights')
+    broken([train('a') | dict(weights=dict(out='new')), done], 'used different weights')
 
 def test_broken_curve():
     record = train('a')

@@ -39,19 +39,19 @@ ROWS = 'main', 'ablations', 'labels', 'lengths' # tables whose rows are dictiona
 def check_section(section, kind, where):
     "Raise `MimdetError` for a key that nothing reads."
     if not isinstance(section, dict):
-        raise MimdetError(f'{where}: a section with names and values is needed, not {section!r}')
+        raise MimdetError(f'{where}: expected a section with names and values, not {section!r}')
     for key in section:
         if key not in KEYS[kind]:
             raise MimdetError(f'{where}: nothing reads {key!r}{nearest(key, KEYS[kind])}; '
                               f'there are {", ".join(sorted(KEYS[kind]))}')
 
 def check_needed(section, kind, where):
-    "Raise `MimdetError` for a key that is not there and must be."
+    "Raise `MimdetError` for a missing required key."
     for key in sorted(_NEEDED[kind] - section.keys()): raise MimdetError(f'{where}: {key!r} is missing')
 
 # %% ../../nbs/study/02_profile.ipynb #07f0e5a002
 def check_keys(plain, where):
-    "Check a whole profile, and put in the sections that it leaves out."
+    "Check a whole profile and add the sections that it leaves out."
     check_section(plain, 'study', where)
     for part in KEYS['study']: plain[part] = plain.get(part) or {}
     for part in ('data', 'train', 'evaluate', 'cost', 'bench', 'tables', 'threads'):
@@ -70,7 +70,7 @@ def check_keys(plain, where):
     for key, section in plain['pretrain'].items():
         steps = {'size', 'steps', 'batch'} - (section.get('settings') or {}).keys()
         if steps and not section.get('file'):
-            raise MimdetError(f'{where}: pretrain.{key}: a file is missing, '
+            raise MimdetError(f'{where}: pretrain.{key}: give a file, '
                               f'or settings with {", ".join(sorted(steps))}')
 
 # %% ../../nbs/study/02_profile.ipynb #07f0e5a003
@@ -82,19 +82,19 @@ def _check_models(part, kind, where):
 
 # %% ../../nbs/study/02_profile.ipynb #07f0e5a004
 def profiles(
-    folder='profiles', # where they are
+    folder='profiles', # folder of the profiles
 )->list:
-    "The names of all profiles."
+    "Return the names of all profiles."
     return sorted(p.stem for p in Path(folder).glob('*.yaml'))
 
 # %% ../../nbs/study/02_profile.ipynb #09-0a828ef1
 def read_models(
     train:dict, # the profile's section `train`
-    images,     # of an epoch; None: as the recipe says
-    where:str,  # for messages
+    images,     # number of images per epoch; None: the recipe's
+    where:str,  # the file or section, for error messages
 )->dict:
-    """{name: recipe, changes, overrides, pretrain, initialisation, seeds, first, gpus,
-    and `built`, the changed recipe}. Raises `MimdetError`."""
+    """Return {name: recipe, changes, overrides, pretrain, initialisation, seeds, first, gpus,
+    and `built`, the changed recipe}. Raise `MimdetError` for a missing or invalid recipe."""
     common, found = train['common'], {}
     for key, own in train['models'].items():
         model = dict(pretrain=None, seeds=[0], gpus=0, first=0) | common | own
@@ -102,7 +102,8 @@ def read_models(
         model['overrides'] = [*common.get('overrides', []), *own.get('overrides', [])]
         model['initialisation'] = model.get('initialisation') or ('mae' if model['pretrain'] else 'random')
         if model['initialisation'] == 'random': model['pretrain'] = None
-        if 'recipe' not in model: raise MimdetError(f'{where}: train.models.{key} names no recipe')
+        if 'recipe' not in model:
+            raise MimdetError(f'{where}: train.models.{key} has no recipe: set one there or in train.common')
         epoch = dict(images=min(images, model['first'] or images)) if images else {}
         found[key] = model | dict(built=recipe(model['recipe'], **epoch, **model['changes']))
     return found

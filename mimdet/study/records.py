@@ -19,8 +19,8 @@ from ..recipes import RECIPES, Recipe
 def check_parameters(
     cells, # the sources executed so far: IPython's `In`
 ):
-    """Raise `MimdetError` if a parameter was given that the notebook does not have: in the cell that papermill adds,
-    or in the first cell, edited and run again."""
+    """Raise `MimdetError` for a parameter that the notebook does not have, in the cell that papermill adds
+    or in the first cell if it was edited and run again."""
     if len(cells) < 2: return
     known = _assigned(cells[1])
     for later in cells[2:]:
@@ -32,7 +32,7 @@ def check_parameters(
 
 def _assigned(source):
     try: names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    except SyntaxError: return set() # a line for IPython
+    except SyntaxError: return set() # IPython syntax
     return {name.id for name in names if isinstance(name.ctx, ast.Store)}
 
 def _only_assigns(source): return all(isinstance(line, ast.Assign) for line in ast.parse(source).body)
@@ -42,7 +42,7 @@ _PACKAGES = ('mimdet', 'torch', 'torchvision', 'timm', 'pb1-detectron2', 'detect
              'numpy', 'pillow')
 
 def versions()->dict:
-    "Versions of Python and of the packages that a result depends on, as far as they are installed."
+    "Return the versions of Python and of the installed packages that a result depends on."
     found = {'python': platform.python_version()}
     for name in _PACKAGES:
         try: found[name] = importlib.metadata.version(name)
@@ -50,7 +50,7 @@ def versions()->dict:
     return found
 
 def git_state()->dict:
-    "Commit of the code that runs, and whether it was changed since; empty outside a checkout and a bundle."
+    "Return the commit of the running code and whether it was changed since; empty outside a checkout or bundle."
     folder = Path(__file__).resolve().parents[2] if '__file__' in globals() else Path('.')
     bundle = folder/'bundle.json' # made by `make bundle`
     if bundle.exists(): return read_json(bundle)['git']
@@ -76,9 +76,9 @@ _EVALUATED = _rows(dict(ratio=_NUMBER, strategy=_TEXT, seed=_COUNT, c4=_TEXT, bb
 _TIMED = dict(seconds=dict(type='array', items=_NUMBER), batch=_COUNT)
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d472
-METRICS = dict( # what came out, for each kind of run
+METRICS = dict( # results, by kind of run
     data=_object(dict(objects=_COUNT)),
-    pretrain=_object({}, loss=_NUMBER, seconds=_NUMBER, # of one from elsewhere only the stem is known
+    pretrain=_object({}, loss=_NUMBER, seconds=_NUMBER, # of an external file only the stem is known
                      images_per_second=_KNOWN_OR_NOT,
                      stem=_object(dict(error=_NUMBER, loss=_NUMBER, loss_with_stem=_NUMBER))),
     train=_object(dict(parameters=_COUNT), total_loss=_NUMBER, seconds_per_iteration=_KNOWN_OR_NOT,
@@ -117,24 +117,24 @@ RECORD_SCHEMA['allOf'] = [_of_a_kind(*item) for item in METRICS.items()]
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d470
 def fingerprint(record:dict)->str:
-    "SHA-256 of all that a record holds, but for this number itself."
+    "Return the SHA-256 of a record, without its own `sha256` field."
     return plain_sha256({k: v for k, v in record.items() if k != 'sha256'})
 
 # %% ../../nbs/study/01_records.ipynb #c43082170b
 def make_record(
     kind:str,          # data, pretrain, train, evaluate, cost, bench or release
-    profile:str,       # quick, demo, ...: which study the run belongs to
+    profile:str,       # quick, demo, ...: the study that the run belongs to
     *,
     name:str,          # unique within the profile
-    params:dict,       # the run's parameters, plain data, its seed included
-    metrics:dict,      # numbers that came out, as `METRICS` has them
+    params:dict,       # the run's parameters as plain data, including its seed
+    metrics:dict,      # results, as in `METRICS`
     started:float,     # `time.time()` when the run began
     dataset:dict,      # name, counts and the SHA-256 of the annotations
-    weights:dict=None, # SHA-256 of what went in and what came out
+    weights:dict=None, # SHA-256 of the weights read (`in`) and written (`out`)
     device:str='cpu',  # where it ran
     **extra,           # curves, examples: small plain data for figures
 )->dict:
-    "A run record: metrics with all that is needed to trust and repeat them."
+    "Make a run record: metrics with everything needed to trust and repeat them."
     record = dict(
         schema=2, kind=kind, profile=profile, name=name, params=params, config_hash=config_hash(params),
         dataset=dataset, weights=weights or {}, git=git_state(), versions=versions(), hardware=hardware(device),
@@ -145,25 +145,25 @@ def make_record(
 
 # %% ../../nbs/study/01_records.ipynb #31-1d85d471
 def read_record(path)->dict:
-    "Read a record and check that it is one: by the schema, and not edited since it was written. Raises `MimdetError`."
-    import jsonschema # here, since only readers need it
+    "Read a record. Raise `MimdetError` if it does not match the schema or was edited after it was written."
+    import jsonschema # imported here because only readers need it
     record = read_json(path)
     mistake = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(RECORD_SCHEMA).iter_errors(record))
     if mistake: raise MimdetError(f'{path} is not a run record: {mistake.json_path}: {mistake.message[:200]}')
     if (record['config_hash'], record['sha256']) != (config_hash(record['params']), fingerprint(record)):
-        raise MimdetError(f'{path} does not match its own SHA-256: was it edited? Take the original, or run it again')
+        raise MimdetError(f'{path} does not match its own SHA-256: was it edited? Restore it, or run it again')
     return record
 
 def run_seconds(record)->float:
-    "Seconds that a run took, all parts of it: `wall_seconds` of a training that was resumed are those of the last."
+    "Return the total seconds of a run; `wall_seconds` of a resumed training run only covers the last part."
     return max(record['wall_seconds'], record['metrics'].get('seconds', 0))
 
 # %% ../../nbs/study/01_records.ipynb #07-40f404df
 def load_records(
     profile:str,           # quick, demo, gpu, coco
-    folder='results/runs', # where the profiles' folders are
+    folder='results/runs', # folder with a folder for each profile
 )->list:                   # records, ordered by name
-    "All run records of a profile. Raises `MimdetError` if there are none or one is not in its place."
+    "Return all run records of a profile. Raise `MimdetError` if there are none or one is misplaced."
     files = sorted((Path(folder)/profile).glob('*.json'))
     if not files:
         raise MimdetError(f'no run records in {Path(folder)/profile}: '
@@ -172,7 +172,7 @@ def load_records(
     for f, r in zip(files, records):
         if (r['profile'], r['name']) != (profile, f.stem):
             raise MimdetError(f'{f} holds the record {r["profile"]}/{r["name"]}: '
-                              'move it back there, or delete it and run it again')
+                              'move it to that place, or delete it and run it again')
     return records
 
 # %% ../../nbs/study/01_records.ipynb #10-274516b0
@@ -180,7 +180,7 @@ def value_at(
     record:dict, # a run record
     *path:str,   # keys, outermost first
 ):
-    "A field of a record. Raises `MimdetError` naming record and field if it is not there."
+    "Return a field of a record. Raise `MimdetError` naming the record and the field if it is missing."
     found = record
     for key in path:
         if not isinstance(found, dict) or key not in found:
@@ -189,18 +189,18 @@ def value_at(
     return found
 
 def of_kind(records, kind:str)->list:
-    "The records of one kind, by name."
+    "Return the records of one kind, sorted by name."
     return sorted((r for r in records if r['kind'] == kind), key=lambda r: r['name'])
 
 # %% ../../nbs/study/01_records.ipynb #13-ece2ae13
 def machine(record)->str:
-    "What a run ran on."
+    "Describe the hardware that a run used."
     hardware = record['hardware']
     return f'{hardware.get("gpu") or hardware.get("cpu")}, {hardware.get("cores")} CPU cores'
 
 def runs_frame(records)->'pandas.DataFrame':
-    "One row per run: kind, name, seed, device, commit, time and memory."
-    import pandas as pd # here, since each run of a study imports this module
+    "Return one row per run: kind, name, seed, device, commit, time and memory."
+    import pandas as pd # imported here because every run of a study imports this module
     def row(r):
         device, git = r['hardware'].get('gpu', r['hardware'].get('cpu')), r['git']
         return {
@@ -215,7 +215,7 @@ _INITIALISATIONS = {'mae': 'MAE', 'mae_encoder': 'MAE, encoder only', 'random': 
 _FILL_LABELS = {'mask_token': 'v1 (mask token)', 'stem': 'v2 (stem)', None: ''}
 
 class Model(NamedTuple):
-    "What the trainings of one model have in common."
+    "What the training runs of one model have in common."
     key:str; recipe:str; backbone:str; size:str; fill:str
     train_ratio:float; decoder_depth:int; initialisation:str; strategy:str
     runs:tuple; seeds:tuple; parameters:int
@@ -227,22 +227,22 @@ class Model(NamedTuple):
     @property
     def start(self): return _INITIALISATIONS.get(self.initialisation, self.initialisation)
     @property
-    def ratio(self): # what the encoder saw in training; without sampling all
+    def ratio(self): # share of tokens that the encoder saw in training; 1 without sampling
         return 1. if self.train_ratio is None else self.train_ratio
 
 # %% ../../nbs/study/01_records.ipynb #18-77b0c6a5
 def model_name(
     record:dict, # of kind train
 )->str:
-    "The study's name of a model; where there is none, that of the run."
+    "Return the study's name for a model, or the run's name if it has none."
     return record['params'].get('model') or record['name'].removeprefix('train_')
 
 def models(records)->dict:
-    """{name: Model}. Raises `MimdetError` if nothing was trained,
-    or if two trainings of a model differ in more than the seed."""
+    """Return {name: Model}. Raise `MimdetError` if nothing was trained,
+    or if two training runs of a model differ in more than the seed."""
     trained = of_kind(records, 'train')
     if not trained:
-        raise MimdetError(f'no train record among the {len(records)} records: run a training first (make reproduce)')
+        raise MimdetError(f'no train record among the {len(records)} records: train a model first (make reproduce)')
     groups = {}
     for r in trained: groups.setdefault(model_name(r), []).append(r)
     return {key: _model(key, group) for key, group in groups.items()}
@@ -253,7 +253,7 @@ def _model(key, group):
     for r in group[1:]: _check_same(key, first, r)
     recipe, seeds = value_at(first, 'params', 'recipe'), tuple(value_at(r, 'params', 'seed') for r in group)
     if len({*seeds}) < len(seeds):
-        raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are trainings of the model {key!r} '
+        raise MimdetError(f'{", ".join(repr(r["name"]) for r in group)} are training runs of the model {key!r} '
                           'with the same seed: delete one')
     ratio, known = value_at(first, 'params', 'sample_ratio'), RECIPES.get(recipe, Recipe(size=''))
     return Model(
@@ -273,10 +273,10 @@ def _check_same(key, first, other):
 def records_of_models(
     records,
     rows=(),    # a profile's rows: names of models, or dictionaries with a name under `model`;
-                # none: v1 from MAE weights, its tokens sampled at random
-    also=(),    # further kinds of records: pretrain, cost
+                # empty: v1 from MAE weights with tokens sampled at random
+    also=(),    # additional kinds of records: pretrain, cost
 )->list:
-    "The train and evaluate records of the models that a table or figure is about, and those of which these were made."
+    "Return the records of the models in a table or figure: train, evaluate and the kinds in `also`."
     names = [row if isinstance(row, str) else row['model'] for row in rows]
     check_origins(records)
     if of_kind(records, 'train') and not names:
@@ -293,19 +293,19 @@ def _usual(m):
 
 # %% ../../nbs/study/01_records.ipynb #21-a9caac0e
 def check_origins(records):
-    "Raise `MimdetError` for an evaluation of no training, of weights that are no more, or on other data than the rest."
+    "Raise `MimdetError` for an evaluation without its training run, of replaced weights, or on different data."
     evaluated, trained = of_kind(records, 'evaluate'), {r['name']: r for r in of_kind(records, 'train')}
     for r in evaluated: _check_origin(r, trained, evaluated[0])
 
 def _check_origin(record, trained, first):
     name, train = record['name'], value_at(record, 'params', 'train')
     if train not in trained:
-        raise MimdetError(f'evaluate record {name!r} is of the training {train!r}, which has no record: '
-                          'run that, or delete this one')
+        raise MimdetError(f'evaluate record {name!r} belongs to the training run {train!r}, which has no record: '
+                          'run that one, or delete this record')
     weights = record['weights'].get('in'), trained[train]['weights'].get('out')
     if all(weights) and weights[0] != weights[1]:
-        raise MimdetError(f'evaluate record {name!r} is of other weights than train record {train!r} made: '
-                          'evaluate again')
+        raise MimdetError(f'evaluate record {name!r} used different weights from those of train record {train!r}: '
+                          'run the evaluation again')
     if record['dataset'] != first['dataset']:
         raise MimdetError(f'evaluate records {first["name"]!r} and {name!r} are on different data: '
                           'delete the older one and run it again')
