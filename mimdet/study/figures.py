@@ -222,10 +222,11 @@ def ap_by_size(records):
     found, known = evaluated(records)
     look = line_styles(known)
     with style():
-        fig, axes = plt.subplots(2, 3, figsize=(8.2, 5.4), sharex=True, sharey='row')
-        for column, (ap, title) in zip(axes.T, _BY_SIZE.items()):
-            drawn = [_size_lines(column, m, found, ap, look[m.key]) for m in known]
-            if not any(drawn): write_in_panel(column[0], 'no such objects')
+        sizes = {ap: title for ap, title in _BY_SIZE.items() if any(curve(found, m.key, ap=ap).size for m in known)}
+        size = 2.2 + 2*max(1, len(sizes)), 5.4
+        fig, axes = plt.subplots(2, max(1, len(sizes)), figsize=size, sharex=True, sharey='row', squeeze=False)
+        for column, (ap, title) in zip(axes.T, sizes.items()):
+            for m in known: _size_lines(column, m, found, ap, look[m.key])
             column[0].set_title(title)
             column[1].axhline(0, color=QUIET, linewidth=.8)
             column[1].set(xlabel='tokens seen at inference', xlim=(.2, 1.05))
@@ -239,7 +240,7 @@ def ap_by_size(records):
 # %% ../../nbs/study/10_figures.ipynb #30f0e5a001
 def _size_lines(axes, m, found, ap, look):
     whole = curve(found, m.key, ap=ap)
-    if not whole.size: return False
+    if not whole.size: return
     _draw_curve(axes[0], *whole, **look)
     own = whole[:2, whole[0] == m.ratio]
     axes[0].plot(*own, marker='o', markersize=10, markerfacecolor='none', markeredgecolor=look['color'],
@@ -247,7 +248,6 @@ def _size_lines(axes, m, found, ap, look):
     at = lambda ratio: (aps(found, m.key, ratio, ap=ap) or {}).get('box')
     moved = [(ratio, v['mean'], v['sd'] or 0) for ratio in whole[0] if (v := change(at(ratio), at(1.)))]
     if moved: _draw_curve(axes[1], *np.array(moved).T, **look)
-    return True
 
 # %% ../../nbs/study/10_figures.ipynb #33-4e0bc8a4
 _MARKERS = 'osD^vP*X'

@@ -183,16 +183,16 @@ def time_taken(records)->dict:
                 gigabytes=max(r['peak_memory_mb'] for r in records)*2**20/1e9)
 
 # %% ../../nbs/study/06_pages.ipynb #84-e408aab7
-HOW_CELLS_READ = ('A cell is box AP / mask AP in percent: the mean over n trainings that differ in the '
+HOW_CELLS_READ = ('A cell is box AP / mask AP in percent: the mean over n training runs that differ in the '
                   'seed, each averaged over its samplings, ± the standard deviation over these '
-                  'trainings (none for a single one).')
+                  'runs (none for a single one).')
 HOW_PUBLISHED = ('Published numbers are COCO val2017 with models of size base or large, at inference '
                  'ratio 1; a difference is given on the same data only, since between data sets it '
                  'would mean nothing. n/a (paper): not known to us.')
 HOW_ENCODER = ('Box AP. Lost and gained: against the training ratio. c4 moved: the mean square by '
                'which c4 at the training ratio (at 0.25, if that is 1) differs from c4 at ratio 1, as '
-               'a share of its variance. Stem guess: c4 replaced by its best linear guess from the '
-               'stem.')
+               'a share of its variance; an unrelated map of the same variance would be at 200%. '
+               'Stem guess: c4 replaced by its best linear guess from the stem.')
 HOW_SAMPLING_SPREAD = (
     'Standard deviation of box AP / mask AP over samplings of the tokens for the same detector; with '
     'several trainings the root of the mean variance.')
