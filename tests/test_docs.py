@@ -1,8 +1,9 @@
 """The docs site: whole, true to the records, and without a fault in a browser, from the disk and served."""
-import functools, http.server, importlib, re, subprocess, sys, threading
+import csv, functools, http.server, importlib, re, subprocess, sys, threading
 import nbformat, pytest
 from browser import CHROMIUM, browser
 from conftest import ROOT
+from mimdet.study.answers import answer
 from mimdet.study.records import read_record
 from mimdet.study.pages import digest, read_digest
 
@@ -10,7 +11,9 @@ PAGES = {
     'start': 'index.html',
     'method': 'method/index.html',
     'reference': 'method/sampler.html',
+    'guide': 'guide/status.html',
     'study': 'results/quick.html',
+    'table': 'results/quick/table_ablations.html',
     'tutorial': 'tutorials/own_data.html',
 }
 
@@ -37,25 +40,62 @@ def test_every_notebook_has_a_page(site):
     def page(book): return (site/book.parent/re.sub(r'^\d+_', '', book.name)).with_suffix('.html')
     assert [b for b in books if not page(b).exists()] == []
 
-def test_start_page_shows_the_committed_tables(site):
-    shown = text(site/'index.html').replace('’', "'") # as the page sets it
-    for table in ('table_ratio', 'table_ablations'):
-        page = (ROOT/'figures'/'demo'/f'{table}.md').read_text()
-        rows = [row for row in page.partition('\n\n')[0].splitlines()[2:] if row.count('not run') < 4]
-        assert rows
-        for row in rows:
-            assert ' '.join(cell.strip() for cell in row.strip('| ').split('|')) in shown
+def test_start_page_shows_what_the_tables_hold(site):
+    with (ROOT/'figures'/'demo'/'table_ratio.csv').open() as file: rows = [*csv.DictReader(file)]
+    main = [f'{float(row["mean"]):.1f} ± {float(row["sd"]):.1f}' for row in rows
+            if (row['model'], row['task']) == ('v1_sr0.5', 'box') and row['column'] in ('@0.25', '@0.5', '@1')]
+    assert len(main) == 3 and f'MIMDet, trained on half of the tokens {" ".join(main)} ' in text(site/'index.html')
+
+def test_readme_is_short():
+    words = (ROOT/'README.md').read_text().split()
+    assert len(words) <= 1300
 
 def test_every_figure_of_the_study_names_its_records(site):
-    shown = (site/'results'/'quick.html').read_text()
-    runs = ROOT/'results'/'runs'/'quick'
+    study, pages = (site/'results'/'quick.html').read_text(), site/'results'/'quick'
+    runs, listed = ROOT/'results'/'runs'/'quick', (pages/'records.html').read_text()
     figures = sorted((ROOT/'figures'/'quick').glob('*.png'))
     assert figures
     for figure in figures:
-        named = re.search(rf'figures/quick/{figure.name}".*?class="origin">(.*?)</div>', shown, re.S)[1]
+        assert f'href="quick/{figure.stem}.html"' in study and f'figures/quick/{figure.name}"' in study
+        named = re.search(r'class="origin">(.*?)</div>', (pages/f'{figure.stem}.html').read_text(), re.S)[1]
         records = [read_record(runs/f'{name}.json') for name in re.findall('#record-([^"]+)', named)]
         assert f'digest {digest(records)})' in named and digest(records) == read_digest(figure), figure.name
-    for record in runs.glob('*.json'): assert f'id="record-{record.stem}"' in shown
+    for record in runs.glob('*.json'): assert f'id="record-{record.stem}"' in listed
+
+def test_a_study_answers_in_sentences_from_its_records(site):
+    shown = text(site/'results'/'quick.html')
+    for name in ('ap_over_ratio', 'table_ablations', 'what_it_sees'):
+        sentence = answer(name, 'quick', ROOT)
+        assert sentence and sentence.replace('"', '') in re.sub('[“”"]', '', shown)
+
+def test_whole_tables_lose_no_cell(site):
+    table = (ROOT/'figures'/'quick'/'table_ratio.md').read_text().splitlines()
+    shown = text(site/'results'/'quick'/'table_ratio.html')
+    cells = [cell.strip() for line in table[2:] if line.startswith('| v1_') for cell in line.strip('| ').split('|')]
+    assert len(cells) > 10 and all(cell in shown for cell in cells if cell not in ('n/a (paper)', 'not run'))
+
+def test_a_paragraph_that_announces_something_is_followed_by_it(site):
+    alone = []
+    for page in site.rglob('*.html'):
+        main = re.search(r'<main.*?</main>', page.read_text(), re.S)
+        for end, after in re.findall(r'([^<>]{0,60}:)</p>\s*(<[^>]*>)', main[0] if main else ''):
+            if re.match('</(div|section|main|li|td|blockquote)|<(h[1-6]|p)\\b', after): alone.append((page.name, end, after))
+    assert alone == []
+
+def test_sidebar(site):
+    names = re.findall(r'class="menu-text">([^<]*)<', (site/'index.html').read_text())
+    sidebar = names[names.index('Start'):]
+    assert len({name.lower() for name in sidebar}) == len(sidebar)
+    assert sidebar[1:5] == ['Quickstart', 'Your own pictures', 'Models', 'Reproduction status']
+    tutorials = sidebar[sidebar.index('Tutorials') + 1:]
+    assert tutorials[0] == 'Explore'
+
+def test_wrong_addresses_have_a_page_and_pages_a_version(site):
+    assert 'There is no such page' in text(site/'404.html')
+    assert re.search(r'mimdet \d+\.\d+', text(site/'guide'/'models.html'))
+
+def test_reference_has_no_marks_of_the_command_line(site):
+    assert [page.name for page in site.rglob('*.html') if 'Param(' in text(page)] == []
 
 def test_reference_has_signature_docstring_and_source(site):
     shown = (site/'method'/'tokens.html').read_text()
@@ -78,7 +118,8 @@ def test_names_and_links_of_the_prose(tool):
     assert relinked('`mimdet.sampler`', '') == '[`mimdet.sampler`](method/sampler.ipynb)'
     assert relinked('[sampler](../method/03_sampler.ipynb#which)', 'tutorials') == (
         '[sampler](../method/sampler.ipynb#which)')
-    assert relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick.md#table_cost)'
+    assert relinked('[table](../figures/quick/table_cost.md)', '') == '[table](results/quick/table_cost.md)'
+    assert relinked('[tables](../figures/quick)', '') == '[tables](results/quick.md)'
     assert relinked('[licence](../LICENSE)', '') == f'[licence]({docs.GIT}/LICENSE)'
     for same in ('```\n`keep_tokens`\n```', '[`keep_tokens`](https://example.org)', '`no_such_name`', '[a](#b)'):
         assert relinked(same, '') == same
@@ -147,18 +188,22 @@ def addresses(site):
 LIGHT = 'getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3).every((c) => c > 127)'
 PICTURES_ARE_THERE = '[...document.images].every((i) => i.complete && i.naturalWidth > 0)'
 
+CUT = """[...document.querySelectorAll('main .sd-table')].filter((t) => t.scrollWidth > t.clientWidth + 1)
+    .map((t) => t.innerText.slice(0, 60))"""
+
 @in_browser
 @pytest.mark.parametrize('how', ['disk', 'served'])
 @pytest.mark.parametrize('page', PAGES)
 def test_page_opens_without_a_fault(tab, addresses, page, how):
     for scheme in ('light', 'dark'):
-        for width, height in ((1280, 900), (390, 844)):
+        for width, height in ((1400, 900), (390, 844)):
             where = f'{page}, {scheme}, {width} pixels'
             assert tab.open(f'{addresses[how]}/{PAGES[page]}', width, height, scheme) == [], where
             wide = tab.evaluate('document.documentElement.scrollWidth')
             assert wide <= width, f'{where}: wider than the window'
             assert tab.evaluate(LIGHT) == (scheme == 'light'), where
             assert tab.evaluate(PICTURES_ARE_THERE), f'{where}: a picture is missing'
+            assert width < 600 or tab.evaluate(CUT) == [], f'{where}: a table is cut'
 
 SEARCH = """(async () => {
   const input = document.querySelector('.smalldocs-search input');
@@ -178,3 +223,32 @@ SEARCH = """(async () => {
 def test_search(tab, addresses, how, query, page):
     assert tab.open(f'{addresses[how]}/tutorials/own_data.html', 1280, 900, 'light') == []
     assert any(page in found for found in tab.evaluate(SEARCH % query)) and tab.problems == []
+
+@in_browser
+@pytest.mark.parametrize('query, pages', [
+    ('install', ['quickstart']), ('fine-tune', ['own_pictures']), ('own data', ['own_data', 'own_pictures']),
+    ('weights', ['models']), ('cluster', ['clusters']), ('GPU hours', ['status']),
+])
+def test_search_finds_the_right_page_first(tab, addresses, query, pages):
+    tab.open(f'{addresses["disk"]}/method/stem.html', 1400, 900, 'light')
+    assert tab.evaluate(SEARCH % query)[0].rpartition('/')[2].partition('.')[0] in pages
+
+PLACE = """(() => { const main = document.querySelector('main').getBoundingClientRect(),
+    active = document.querySelector('#quarto-sidebar .active').getBoundingClientRect();
+    return [main.left, active.top, active.bottom] })()"""
+
+@in_browser
+def test_pages_keep_their_place_and_show_where_they_are(tab, addresses):
+    left = set()
+    for page in ('index', 'results/index', 'guide/changes', 'results/demo', 'study/verify', 'figures/what_it_sees'):
+        tab.open(f'{addresses["disk"]}/{page}.html', 1400, 900, 'light')
+        at, top, bottom = tab.evaluate(PLACE)
+        left.add(at)
+        assert 0 < top and bottom <= 900, page
+    assert len(left) == 1
+
+@in_browser
+@pytest.mark.parametrize('page', ['quick', 'demo', 'labels'])
+def test_study_pages_are_not_endless(tab, addresses, page):
+    tab.open(f'{addresses["disk"]}/results/{page}.html', 1400, 900, 'light')
+    assert tab.evaluate('document.documentElement.scrollHeight') <= 6000

@@ -106,8 +106,15 @@ def opening(nb):
     if not found: raise MimdetError('begins without  # title  and  > description')
     return found[1], re.sub(r'[`*]|\[([^\]]*)\]\([^)]*\)', r'\1', found[2]), nb.cells[0].source[found.end():]
 
+class _Plain(ast.NodeTransformer):
+    "Leaves out what annotates an argument for the command line alone."
+    def visit_arg(self, node):
+        called = isinstance(node.annotation, ast.Call) and getattr(node.annotation.func, 'id', '') == 'Param'
+        return ast.arg(node.arg) if called else node
+
 def signature(node):
     "How a function or class is called, as Python."
+    node = _Plain().visit(node)
     if isinstance(node, ast.FunctionDef):
         returns = f' -> {ast.unparse(node.returns)}' if node.returns else ''
         return f'{node.name}({ast.unparse(node.args)}){returns}'

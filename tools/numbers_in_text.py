@@ -49,27 +49,29 @@ def table_lines():
         found |= dict.fromkeys(filter(None, lines), str(path.relative_to(ROOT)))
     return found
 
-def cell(entry):
-    "A number of a table in figures/, as it stands there."
-    with (ROOT/'figures'/f'{entry["table"]}.csv').open() as file: rows = list(csv.DictReader(file))
-    return next((row[entry['column']].rstrip('%') for row in rows if row.items() >= entry['row'].items()), '')
+def table_cells(entry):
+    "The numbers in one column, or in several, of a table's rows in figures/, as they must be written."
+    with (ROOT/'figures'/f'{entry["table"]}.csv').open() as file:
+        rows = [row for row in csv.DictReader(file) if row.items() >= entry['row'].items()]
+    found = [row[column].rstrip('%') for row in rows for column in entry.get('columns') or [entry['column']]]
+    return [f'{float(number):.1f}' for number in found if number] if 'columns' in entry else found[:1]
 
-def value(entry):
-    "The number that an entry of results/numbers.yaml stands for, as it must be written."
+def values(entry):
+    "The numbers that an entry of results/numbers.yaml stands for, as they must be written."
     runs = ROOT/'results'/'runs'
     try:
-        if 'table' in entry: found = cell(entry)
-        elif 'took' in entry: found = time_taken(load_records(entry['took'], runs))[entry['key']]
+        if 'table' in entry: return table_cells(entry)
+        if 'took' in entry: found = time_taken(load_records(entry['took'], runs))[entry['key']]
         else:
             record = read_record(runs/f'{entry["record"]}.json')
             found = reduce(getitem, entry['field'], record)*entry.get('times', 1)
-    except MimdetError: return None # its record is not there
-    return entry.get('format', '{}').format(found)
+    except MimdetError: return [] # its record is not there
+    return [entry.get('format', '{}').format(found)]
 
 def where(entry):
     "An entry's source in words."
     if 'why' in entry: return entry['why']
-    if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry["column"]}'
+    if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry.get("columns") or entry["column"]}'
     if 'took' in entry: return f'runs of profile {entry["took"]}'
     return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
@@ -91,7 +93,7 @@ def _from_ledger(entries, line, number):
     for entry in entries:
         for at in re.finditer(entry.get('pattern') or re.escape(entry['text']), line):
             if not at.start() <= number.start(1) < at.end(): continue
-            if 'why' in entry or value(entry) == number[1]: return entry
+            if 'why' in entry or number[1] in values(entry): return entry
 
 def check_numbers():
     "Complaints about numbers without a source; lists the others."
