@@ -165,6 +165,7 @@ def stage(nb, target, source, note=''):
             found = directives(cell.source)
             if not cell.source.strip() or found.keys() & {'hide', 'default_exp'}: continue
             if 'export' in found and module: cells += map(new_markdown_cell, reference(cell.source, module))
+            if 'Param(' in cell.source: continue # a command: its options stand in the guide, in tables
             cell.outputs = [o for o in cell.outputs if visible(o)]
             for o in cell.outputs:
                 if 'text/markdown' not in o.get('data', {}): continue
@@ -206,7 +207,7 @@ SHORT = dict(
                 'latency (ms an image)', 'training: images/s'],
     table_bench=['what', 'model', 'ratio', 'precision', "ours / authors'", 'ours / plain', 'ours, ms'],
     claims=['verdict', 'claim', 'ours', '95 % interval', 'what goes the other way'])
-LONGEST = 10 # rows
+LONGEST = 8 # rows
 EMPTY = 'not run', 'n/a', 'n/a (paper)', '-', '–', ''
 
 def cells(line): return [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip().strip('|'))]

@@ -7,7 +7,7 @@ window.ranked = (index, query, limit) => {
     const [guide, program] = [/^(guide|tutorials)\//, /^(results|figures|experiments)\//].map((r) => r.test(e.href));
     if (!words.length || !words.every((w) => all.includes(w))) return 0;
     const named = words.filter((w) => title.includes(w)).length * 6 + words.filter((w) => section.includes(w)).length * 3;
-    const weight = guide ? 4 : program ? 0.5 : 1; // the guide before the library's parts, and these before programs
+    const weight = guide ? 2 : program ? 0.5 : 1; // the guide before the library's parts, and these before programs
     return 1 + (named + (section === phrase) * 8 + 4 * Math.min(all.split(phrase).length - 1, 2)) * weight;
   };
   const seen = new Set(), first = (e) => { const page = e.href.split('#')[0]; return !seen.has(page) && seen.add(page); };
