@@ -22,6 +22,7 @@ from mimdet.study.jobs import read_study
 
 NBS, EXECUTED, SOURCE = ROOT/'nbs', ROOT/'build'/'executed', ROOT/'build'/'docs'
 GIT = f'{SETTINGS["DEFAULT"]["git_url"]}/blob/{SETTINGS["DEFAULT"]["branch"]}'
+GUIDE = '../guide/quickstart.ipynb#without-installing-anything'
 ALWAYS = 'index.ipynb', 'guide/' # show tables, which change without their code
 # in reading order
 START = 'quickstart', 'own_pictures', 'models', 'status'
@@ -147,6 +148,14 @@ def visible(output):
     if output.get('name') == 'stderr' or 'application/vnd.jupyter.widget-view+json' in data: return False
     return 'image/png' in data or not data.get('text/plain', '').startswith('<Figure')
 
+def elsewhere(source):
+    "Links that open a tutorial on a machine of somebody else's, as Markdown."
+    if not source.startswith('nbs/tutorials/') or source.endswith('clusters.ipynb'): return ''
+    user, name, branch = (SETTINGS['DEFAULT'][key] for key in ('user', 'lib_name', 'branch'))
+    binder = f'https://mybinder.org/v2/gh/{user}/{name}/{branch}?labpath={source}'
+    colab = f'https://colab.research.google.com/github/{user}/{name}/blob/{branch}/{source}'
+    return f' Open it in [Binder]({binder}) or [Colab]({colab}) ([what they need]({GUIDE})).'
+
 def stage(nb, target, source, note=''):
     "Write a notebook into the site's source; returns its entry for lists."
     home, place, section = posixpath.dirname(source)[4:], posixpath.dirname(target), ''
@@ -155,7 +164,7 @@ def stage(nb, target, source, note=''):
     try: title, description, rest = opening(nb)
     except MimdetError as e: raise MimdetError(f'{source} {e}') from None
     front = yaml.safe_dump(dict(title=title, description=description), allow_unicode=True, width=1000)
-    origin = f'[{source}]({GIT}/{source}){{.notebook-source}} {note}'
+    origin = f'[{source}]({GIT}/{source}){{.notebook-source}} {note}{elsewhere(source)}'
     cells = [new_raw_cell(f'---\n{front}---'), new_markdown_cell(f'{origin}\n\n{relinked(rest, home, place)}')]
     for cell in nb.cells[1:]:
         if cell.cell_type == 'markdown':
