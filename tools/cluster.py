@@ -1,0 +1,137 @@
+"""A study on a SLURM cluster: what is checked before anything is submitted, the jobs' names, and what failed.
+`tools/reproduce.py` calls this for a profile of snakemake whose executor is slurm."""
+import getpass, re, shutil, subprocess, sys
+from pathlib import Path
+from typing import NamedTuple
+import yaml
+from mimdet.base.core import MimdetError
+
+FIRST_LOOK = 10 # seconds until snakemake first asks for the state of its jobs
+OUT_OF_TIME = 'TIMEOUT', 'DEADLINE', 'DUE TO TIME LIMIT'
+
+def told(*command):
+    "What a command prints, and whether it succeeded."
+    if not shutil.which(command[0]): return '', False
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip(), done.returncode == 0
+
+def option(options, name):
+    "The value of a long option, as `--name value` or `--name=value`; empty without it."
+    for at, word in enumerate(options):
+        if word == f'--{name}': return options[at + 1] if at + 1 < len(options) else ''
+        if word.startswith(f'--{name}='): return word.partition('=')[2]
+    return ''
+
+def profile_of(options, root):
+    "The file of a snakemake profile, and what it holds; nothing if the runs go somewhere else."
+    folder = option(options, 'workflow-profile') or option(options, 'profile')
+    if not folder: return None, {}
+    file = Path(root, folder, 'config.yaml')
+    if not file.is_file(): raise MimdetError(f'{folder}: no such profile: it is a folder with a file config.yaml')
+    plain = yaml.safe_load(file.read_text()) or {}
+    return (file, plain) if plain.get('executor') == 'slurm' else (None, {})
+
+class Cluster(NamedTuple):
+    "How the jobs of a study are submitted."
+    options:list # of snakemake
+    lines:list   # to print beforehand
+    limit:int    # minutes that the partition allows; 0: any time
+
+def prepared(options, root):
+    "The cluster that a profile stands for; None if it is not SLURM. Raises `MimdetError` for what cannot work."
+    file, plain = profile_of(options, root)
+    if not file: return None
+    asked = plain.get('default-resources') or {}
+    for key, value in asked.items():
+        if str(value).startswith('YOUR_'):
+            raise MimdetError(f'{file}: {key} is still {value}: fill it in, or leave it empty for the default')
+    if not shutil.which('sbatch'):
+        raise MimdetError('no sbatch here: call this on a machine that submits jobs to the cluster')
+    ours, lines = ['--slurm-init-seconds-before-status-checks', str(FIRST_LOOK)], []
+    said, works = told('sacct', '-n', '-X')
+    if not works or 'disabled' in said:
+        if asked.get('slurm_account'):
+            raise MimdetError(f'{file}: slurm_account is {asked["slurm_account"]}, and this cluster keeps no accounts: '
+                              'leave it empty')
+        _check_squeue()
+        ours += ['--slurm-status-command', 'squeue']
+        lines.append('accounting is off on this cluster: squeue is asked for the state of jobs')
+    if not asked.get('slurm_account'): ours.append('--slurm-no-account')
+    limit = time_limit(asked.get('slurm_partition'))
+    return Cluster([word for word in ours if option(options, word.lstrip('-')) == ''], lines, limit)
+
+def _check_squeue():
+    "squeue must remember jobs for longer than snakemake takes to ask."
+    said, works = told('scontrol', 'show', 'config')
+    if not works or not told('squeue', '-h')[1]:
+        raise MimdetError('neither sacct nor squeue answers here: without them nobody knows when a job is done')
+    age = re.search(r'MinJobAge\s*= (\d+)', said)
+    if age and int(age[1]) < 3*FIRST_LOOK:
+        raise MimdetError(f'accounting is off on this cluster, and it forgets jobs after {age[1]} s (MinJobAge): '
+                          'ask for accounting, or for a longer MinJobAge')
+
+def time_limit(partition=''):
+    "Minutes that a partition allows, the default one without a name; 0: any time."
+    said, works = told('sinfo', '-h', '-o', '%P|%l')
+    limits = dict(line.split('|') for line in said.splitlines() if works and '|' in line)
+    names = [name for name in limits if name == partition or not partition and name.endswith('*')]
+    if partition and partition not in {name.rstrip('*') for name in limits}:
+        raise MimdetError(f'no partition {partition!r} on this cluster: there are '
+                          f'{", ".join(name.rstrip("*") for name in limits)}')
+    found = limits.get(f'{partition}*') or next((limits[name] for name in names), '')
+    return minutes_of(found)
+
+def minutes_of(text):
+    "Minutes of SLURM's days-hours:minutes:seconds; 0 for infinite or nothing."
+    found = re.fullmatch(r'(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)', text)
+    if not found: return 0
+    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    return (24*days + hours)*60 + minutes
+
+def name_jobs():
+    """Let SLURM's jobs have the names of the study's, in place of one identifier for all. Their state is then asked
+    for by user. Called by the Snakefile, before snakemake submits anything."""
+    plugin = sys.modules.get('snakemake_executor_plugin_slurm')
+    if not plugin: return
+    submit, sacct, squeue = plugin.get_submit_command, plugin.query_job_status_sacct, plugin.query_job_status_squeue
+    def named(job, params, *arguments, **options):
+        call = submit(job, params, *arguments, **options)
+        return call.replace(f'--job-name {params["run_uuid"]}', f'--job-name {job.name}')
+    def of_user(query): return lambda run: query(run).replace(f'--name {run}', f'--user {getpass.getuser()}')
+    plugin.get_submit_command = named
+    plugin.query_job_status_sacct, plugin.query_job_status_squeue = of_user(sacct), of_user(squeue)
+
+# --- afterwards ---
+
+class Failure(NamedTuple):
+    "A job that the cluster did not finish."
+    name:str
+    why:str # in the cluster's words
+    log:str # its file; empty: none
+
+    def line(self):
+        if any(word in self.why for word in OUT_OF_TIME): what = 'call again: a training run continues at its checkpoint'
+        elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb in the profile'
+        elif 'CANCELLED' in self.why: what = 'call again: a training run continues at its checkpoint'
+        elif 'sbatch' in self.why: what = 'correct what is asked for, in the profile'
+        else: what = 'fix what the log says, and call again'
+        return f'failed: {self.name}: {self.why}{f" (log: {self.log})" if self.log else ""}; {what}'
+
+def failures(log, names):
+    "What snakemake's own log says of jobs that failed."
+    found = {}
+    for name, rest in re.findall(r'^Error in rule (\S+):\n((?:    .*\n)*)', log, re.M):
+        if name not in names: continue
+        said = re.search(r'message: (.*?)(?=\n    \w+: |\Z)', rest, re.S)
+        why = ' '.join((said[1] if said else '').split())
+        why = re.sub(r"SLURM sbatch failed\. The error message was '(.*?)'\. .*", r'\1', why)
+        if state := re.search(r"SLURM status is: '([^']*)'", why): why = state[1]
+        file = re.search(r'log: (\S+)', rest)
+        file = file[1] if file else ''
+        if 'DUE TO TIME LIMIT' in _text(file): why = 'TIMEOUT (DUE TO TIME LIMIT)'
+        found[name] = Failure(name, why or 'failed', file)
+    return [*found.values()]
+
+def _text(file):
+    try: return Path(file).read_text(errors='replace')
+    except OSError: return ''
