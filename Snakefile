@@ -2,10 +2,13 @@
 # see nbs/study/03_jobs.ipynb. Each run also leaves its executed notebook below runs/, which is not in git: a fresh
 # clone has none, so there everything runs, unless the profile takes committed records for runs that are done.
 import json, sys
+sys.path.insert(0, 'tools')
+from cluster import name_jobs
 from mimdet.base.core import MimdetError
 from mimdet.study.jobs import inputs, made_by, read_study, recorded, targets
-from mimdet.study.plan import minutes, priority
+from mimdet.study.plan import CPUS_PER_GPU, cluster_memory, minutes, priority
 
+name_jobs()
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')
 jobs = study.jobs
@@ -33,12 +36,14 @@ for job in (job for name, job in jobs.items() if name not in taken):
         input: inputs(study, job, taken), notebook=job.notebook
         output: list(job.outputs), executed=job.executed
         params:
-            parameters=json.dumps(job.parameters, sort_keys=True),
+            parameters=json.dumps(job.parameters, sort_keys=True), threads=job.threads,
             gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
-        threads: job.threads
+        threads: max(job.threads, CPUS_PER_GPU*job.gpus) if config.get('cluster') else job.threads
         priority: priority(study, job)
         resources:
-            gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), runtime=minutes(study, job)
+            gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), nodes=1,
+            runtime=min(minutes(study, job), int(config.get('limit') or 2**20)), mem_mb=cluster_memory(study, job),
+            slurm_extra='--exclusive' if study.alone(job) and not job.gpus else ''
         shell:
-            'OMP_NUM_THREADS={threads} python tools/run_notebook.py '
+            'OMP_NUM_THREADS={params.threads} python tools/run_notebook.py '
             '{input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

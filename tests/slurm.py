@@ -3,8 +3,10 @@ import os, shutil, socket, subprocess, time
 from contextlib import contextmanager
 from pathlib import Path
 
+CONF = Path('/etc/slurm/slurm.conf')
 DAEMONS = 'munged', 'slurmctld', 'slurmd'
 WHY_NOT = ('SLURM needs root here' if os.geteuid() else
+           f'{CONF} is there: this machine has a cluster of its own' if CONF.exists() else
            ', '.join(f'no {name}' for name in DAEMONS if not shutil.which(name)))
 
 CONFIG = """
@@ -55,7 +57,10 @@ def slurm(folder, *, cores=2, memory=12000):
     key = folder/'munge.key'
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    env = os.environ | dict(SLURM_CONF=str(folder/'slurm.conf'))
+    CONF.parent.mkdir(exist_ok=True)
+    if CONF.is_symlink() and not CONF.exists(): CONF.unlink() # left by a killed test
+    CONF.symlink_to(folder/'slurm.conf') # for srun inside jobs, which have no variables of SLURM's
+    env = os.environ.copy()
     munge = [f'--key-file={key}', f'--socket={folder}/munge.socket', f'--pid-file={folder}/munge.pid',
              f'--log-file={folder}/munge.log', f'--seed-file={folder}/munge.seed', '--force']
     started = []
@@ -74,3 +79,4 @@ def slurm(folder, *, cores=2, memory=12000):
         for process in reversed(started):
             process.terminate()
             process.wait(20)
+        CONF.unlink()

@@ -1,6 +1,6 @@
 """A study on a SLURM cluster: what is checked before anything is submitted, the jobs' names, and what failed.
 `tools/reproduce.py` calls this for a profile of snakemake whose executor is slurm."""
-import getpass, re, shutil, subprocess, sys
+import getpass, re, shutil, subprocess, sys, threading
 from pathlib import Path
 from typing import NamedTuple
 import yaml
@@ -90,7 +90,8 @@ def minutes_of(text):
 
 def name_jobs():
     """Let SLURM's jobs have the names of the study's, in place of one identifier for all. Their state is then asked
-    for by user. Called by the Snakefile, before snakemake submits anything."""
+    for by user. Without an account in the profile none is guessed, which would need accounting.
+    The Snakefile calls this before snakemake submits anything."""
     plugin = sys.modules.get('snakemake_executor_plugin_slurm')
     if not plugin: return
     submit, sacct, squeue = plugin.get_submit_command, plugin.query_job_status_sacct, plugin.query_job_status_squeue
@@ -100,8 +101,9 @@ def name_jobs():
     def of_user(query): return lambda run: query(run).replace(f'--name {run}', f'--user {getpass.getuser()}')
     plugin.get_submit_command = named
     plugin.query_job_status_sacct, plugin.query_job_status_squeue = of_user(sacct), of_user(squeue)
+    plugin.get_account = lambda logger: None
 
-# --- afterwards ---
+# --- while it runs ---
 
 class Failure(NamedTuple):
     "A job that the cluster did not finish."
@@ -109,29 +111,54 @@ class Failure(NamedTuple):
     why:str # in the cluster's words
     log:str # its file; empty: none
 
-    def line(self):
-        if any(word in self.why for word in OUT_OF_TIME): what = 'call again: a training run continues at its checkpoint'
-        elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb in the profile'
-        elif 'CANCELLED' in self.why: what = 'call again: a training run continues at its checkpoint'
-        elif 'sbatch' in self.why: what = 'correct what is asked for, in the profile'
+    @property
+    def out_of_time(self): return any(word in self.why for word in OUT_OF_TIME)
+
+    def __str__(self):
+        if self.out_of_time or 'CANCELLED' in self.why: what = 'call again: a training run continues at its checkpoint'
+        elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb, in the profile'
+        elif 'sbatch' in self.why: what = 'correct what the profile asks for'
         else: what = 'fix what the log says, and call again'
         return f'failed: {self.name}: {self.why}{f" (log: {self.log})" if self.log else ""}; {what}'
 
-def failures(log, names):
-    "What snakemake's own log says of jobs that failed."
-    found = {}
-    for name, rest in re.findall(r'^Error in rule (\S+):\n((?:    .*\n)*)', log, re.M):
-        if name not in names: continue
-        said = re.search(r'message: (.*?)(?=\n    \w+: |\Z)', rest, re.S)
-        why = ' '.join((said[1] if said else '').split())
-        why = re.sub(r"SLURM sbatch failed\. The error message was '(.*?)'\. .*", r'\1', why)
-        if state := re.search(r"SLURM status is: '([^']*)'", why): why = state[1]
-        file = re.search(r'log: (\S+)', rest)
-        file = file[1] if file else ''
-        if 'DUE TO TIME LIMIT' in _text(file): why = 'TIMEOUT (DUE TO TIME LIMIT)'
-        found[name] = Failure(name, why or 'failed', file)
-    return [*found.values()]
+NEXT = re.compile(r'\[|Job \d|Cleaning |Exiting |Select |Execute |Finished |\d+ of |No SLURM|Unable |Removing |Complete ')
 
-def _text(file):
-    try: return Path(file).read_text(errors='replace')
-    except OSError: return ''
+class Follower(threading.Thread):
+    "Reads what snakemake says: prints jobs as they are submitted and as they fail, and keeps the rest."
+    def __init__(self, stream, names, root):
+        super().__init__(daemon=True)
+        self.stream, self.names, self.root = stream, names, root
+        self.text, self.block, self.rules, self.failed = [], [], {}, []
+
+    def run(self):
+        for line in self.stream:
+            self.text.append(line)
+            if NEXT.match(line): self._finish()
+            self.block.append(line)
+            if found := re.match(r'Job (\d+) has been submitted with SLURM jobid (\d+) \(log: (.*)\)', line):
+                log = self._short(found[3])
+                print(f'submitted: {self.rules.get(found[1], "a job")} as SLURM job {found[2]}, log {log}', flush=True)
+        self._finish()
+
+    def _short(self, path): return str(path).removeprefix(f'{self.root}/')
+
+    def _finish(self):
+        "Look at the lines since the last ones that began something."
+        text, self.block = ''.join(self.block), []
+        for rule, number in re.findall(r'^(?:local)?rule (\S+):\n(?:    .*\n)*?    jobid: (\d+)', text, re.M):
+            self.rules[number] = rule
+        for name, rest in re.findall(r'^Error in rule (\S+):\n(.*)', text, re.M | re.S):
+            if name in self.names: self._fail(name, rest)
+
+    def _fail(self, name, rest):
+        said = ' '.join(rest.partition('message: ')[2].partition('\n    jobid: ')[0].split())
+        if found := re.search(r"error message was '(.*?)'\.", said): why = found[1]
+        elif found := re.search(r"SLURM status is: '([^']*)'", said): why = found[1]
+        else: why = said
+        found = re.search(r'^    log: (\S+)', rest, re.M)
+        log = Path(found[1]) if found else None
+        if log and log.is_file():
+            if 'DUE TO TIME LIMIT' in (text := log.read_text(errors='replace')): why = 'TIMEOUT, DUE TO TIME LIMIT'
+            elif 'oom' in text.lower() and 'kill' in text: why = 'OUT_OF_MEMORY'
+        self.failed.append(Failure(name, why or 'failed', self._short(log) if log else ''))
+        print(self.failed[-1], file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ A run that fails does not stop the others; at the end it is named with its log."
 import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
+from cluster import Follower, prepared
 from mimdet.base.core import MimdetError, complaining
 from mimdet.study.plan import gpu_hours, gpu_limits, plan, span, to_go
 from mimdet.study.jobs import asked, inputs, missing_files, read_study, recorded, targets
@@ -23,12 +24,17 @@ ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which
 
 ANEW = '--anew' # run what committed records stand for, too
 
-def command(profile, target, cores, *options):
+def command(profile, target, cores, *options, limit=0):
     # snakemake's own lock outlives a killed run; ours does not
-    settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options)
+    settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options) + [f'limit={limit}']*bool(limit)
+    settings += ['cluster=1']*goes_elsewhere(options)
     options = [option for option in options if option != ANEW]
+    # this machine's cores say nothing of those where the runs go
+    own = [] if cores == 'all' and goes_elsewhere(options) else ['--cores', str(cores)]
     return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-going',
-            '--cores', str(cores), *options, '--', target]
+            *own, *options, '--', target]
+
+def goes_elsewhere(options): return any(option.startswith(ELSEWHERE) for option in options)
 
 def visible_gpus():
     "The names by which CUDA knows the GPUs that it may use; none without a driver."
@@ -112,9 +118,50 @@ class Progress(threading.Thread):
             print(f'[{counts}, {span(gone)} gone, about {span(left)} to go]', flush=True)
 
 def failures(study, left, since):
-    "Where the logs of the runs that failed are."
-    logs = {n: (ROOT/study.jobs[n].executed).with_suffix('.failed.ipynb') for n in left}
-    return {n: log for n, log in logs.items() if log.exists() and log.stat().st_mtime >= since}
+    "Where the logs of the runs that failed are, or as far as a run came that was killed."
+    found = {}
+    for name in left:
+        for ending in ('.failed.ipynb', '.part.ipynb'):
+            log = (ROOT/study.jobs[name].executed).with_suffix(ending)
+            if log.exists() and log.stat().st_mtime >= since: found.setdefault(name, log)
+    return found
+
+def submit(study, target, call, left, cluster, lock):
+    "Run jobs on a cluster; those whose time is up are submitted again, as long as they come further."
+    started, left = time.time(), list(left)
+    before = {}
+    while True:
+        running = subprocess.Popen(
+            command(study.profile, *call, '--quiet', 'host', 'reason', limit=cluster.limit), cwd=ROOT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[lock.fileno()])
+        follower = Follower(running.stderr, left, ROOT)
+        follower.start()
+        try: code = running.wait()
+        except KeyboardInterrupt: # snakemake was told too: it cancels what it submitted
+            running.wait()
+            sys.exit('interrupted: call again to go on')
+        follower.join()
+        cut = {each.name: checkpoint_time(study, each.name) for each in follower.failed if each.out_of_time}
+        further = [name for name, saved in cut.items() if saved and saved != before.get(name)]
+        if not further or {each.name for each in follower.failed} - {*further}: break
+        print(f'time is up for {", ".join(further)}: submitted again from the last checkpoint', flush=True)
+        before |= cut
+    done = [n for n in left if (ROOT/study.jobs[n].executed).exists() and
+            (ROOT/study.jobs[n].executed).stat().st_mtime >= started]
+    print(f'{len(done)} of {len(left)} jobs done in {span(time.time() - started)}')
+    named = {each.name for each in follower.failed}
+    for name, log in failures(study, left, started).items():
+        if name not in done: print(f'as far as {name} came: {log.relative_to(ROOT)}', file=sys.stderr)
+    if code and not named: print(''.join(follower.text[-12:]), file=sys.stderr)
+    if code: sys.exit(f'not all of profile {study.profile} was made: fix what failed and call again, '
+                      'what is done stays done')
+    show(study, target)
+
+def checkpoint_time(study, name):
+    "When a training run last wrote a checkpoint; None if it never did."
+    folder = study.jobs[name].parameters.get('output')
+    file = Path(ROOT, folder, 'checkpoint.pth') if folder else None
+    return file.stat().st_mtime if file and file.exists() else None
 
 def show(study, target):
     "Print the main table, and where the rest is."
@@ -132,7 +179,9 @@ def complain(study, absent):
 
 def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
-    needed, elsewhere = asked(study, target), any(option.startswith(ELSEWHERE) for option in options)
+    needed, elsewhere = asked(study, target), goes_elsewhere(options)
+    cluster = prepared(options, ROOT)
+    if cluster: options = [*options, *cluster.options]
     absent, call = missing_files(study, needed), (target, cores, *options)
     if absent and not dry: complain(study, absent)
     left = needed if absent else waiting(study, *call)
@@ -144,9 +193,10 @@ def main(profile, target, cores, dry, options, lock):
     if dry: tell(study, left)
     ahead = plan(study, left, cores=os.cpu_count() if cores == 'all' else int(cores), root=ROOT,
                  on_gpus=elsewhere or any(study.jobs[n].gpus > 1 for n in left))
-    print(*ahead.lines, sep='\n', flush=True)
+    print(*ahead.lines, *(cluster.lines if cluster else []), sep='\n', flush=True)
     if absent: complain(study, absent)
     if dry: return
+    if cluster: return submit(study, target, call, left, cluster, lock)
     limits, environment = ([], {}) if elsewhere else on_this_machine(study, left)
     progress = Progress(study, ahead)
     with sharing(study, environment) as shared:
@@ -166,8 +216,15 @@ def main(profile, target, cores, dry, options, lock):
         print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
     if code:
         sys.exit(f'not all of profile {profile} was made: '
-                 'mend what failed and call again, what is done stays done')
+                 'fix what failed and call again, what is done stays done')
     show(study, target)
+
+def opened(lock):
+    "The lock's file. Raises `MimdetError` where nothing can be written."
+    try:
+        lock.parent.mkdir(exist_ok=True)
+        return lock.open('w')
+    except OSError as e: raise MimdetError(f'{ROOT} cannot be written ({e.strerror}): use a checkout of your own') from None
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Run a profile.')
@@ -177,8 +234,7 @@ if __name__ == '__main__':
     parser.add_argument('--cores', default='all')
     args, options = parser.parse_known_args()
     lock = ROOT/'.snakemake'/'reproduce.lock'
-    lock.parent.mkdir(exist_ok=True)
-    with lock.open('w') as alone, complaining('reproduce'):
+    with complaining('reproduce'), opened(lock) as alone:
         try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit('make reproduce is already running in this folder: wait for it, or stop it first')
