@@ -532,7 +532,7 @@ def test_other_weights():
 def test_broken_curve():
     record = train('a')
     record['extra']['curves']['loss_mask'].pop()
-    with pytest.raises(MimdetError, match="no whole curve 'loss_mask'"): training_curves([record])
+    with pytest.raises(MimdetError, match="no complete curve 'loss_mask'"): training_curves([record])
 
 def test_selection_goes_with_the_weights():
     records = [

@@ -1,10 +1,10 @@
-"""Which numbers stand in README.md and in the notebooks' prose, and where each comes from:
+"""Trace each number in README.md and in the prose of the notebooks to its source:
 `python tools/numbers_in_text.py`.
 
-A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, ...). It may come from a table that was
-made from records (then the whole line stands in a file of figures/), or from results/numbers.yaml, which names for
-each of the others the record and its field, or a table's row and column, or says why it needs none: a setting of the
-method, a limit, arithmetic shown beside it."""
+A number counts if it has decimals or a unit of a result (AP, %, minutes, GB, ...). Its source is either a table made
+from records (the whole line then occurs in a file in figures/) or an entry in results/numbers.yaml. An entry names
+a record and its field, or a table's row and column, or says why no source is needed: a setting of the method, a limit,
+arithmetic shown beside it."""
 import csv, re, sys
 from fnmatch import fnmatch
 from functools import reduce
@@ -28,12 +28,12 @@ NOISE = [
 ]
 
 def prose(text):
-    "Markdown without what is no statement: code, formulas, link targets, addresses."
+    "Remove code, formulas, link targets and addresses from Markdown."
     for noise in NOISE: text = re.sub(noise, ' ', text, flags=re.S)
     return text
 
 def texts():
-    "{file: Markdown} of README.md and of all notebooks but the one that README.md is made from."
+    "Return {file: Markdown} of README.md and of all notebooks except the source of README.md."
     found = {'README.md': (ROOT/'README.md').read_text()}
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         if path.name == 'index.ipynb' or any(part[0] in '._' for part in path.relative_to(ROOT).parts): continue
@@ -42,7 +42,7 @@ def texts():
     return found
 
 def table_lines():
-    "{line: file} of all Markdown tables and captions that were made from records."
+    "Return {line: file} of all Markdown tables and captions made from records."
     found = {}
     for path in sorted((ROOT/'figures').rglob('*.md')):
         lines = [line.strip() for line in prose(path.read_text()).splitlines()]
@@ -50,12 +50,12 @@ def table_lines():
     return found
 
 def cell(entry):
-    "A number of a table in figures/, as it stands there."
+    "Return a number from a table in figures/, as written there."
     with (ROOT/'figures'/f'{entry["table"]}.csv').open() as file: rows = list(csv.DictReader(file))
     return next((row[entry['column']].rstrip('%') for row in rows if row.items() >= entry['row'].items()), '')
 
 def value(entry):
-    "The number that an entry of results/numbers.yaml stands for, as it must be written."
+    "Return the number that an entry of results/numbers.yaml refers to, in its required format."
     runs = ROOT/'results'/'runs'
     try:
         if 'table' in entry: found = cell(entry)
@@ -63,19 +63,19 @@ def value(entry):
         else:
             record = read_record(runs/f'{entry["record"]}.json')
             found = reduce(getitem, entry['field'], record)*entry.get('times', 1)
-    except MimdetError: return None # its record is not there
+    except MimdetError: return None # the record is missing
     return entry.get('format', '{}').format(found)
 
 def where(entry):
-    "An entry's source in words."
+    "Describe the source of an entry."
     if 'why' in entry: return entry['why']
     if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry["column"]}'
     if 'took' in entry: return f'runs of profile {entry["took"]}'
     return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
-    """(file, line, number, where it comes from or None) of each number in the texts;
-    then the entries of results/numbers.yaml that served no number."""
+    """Return (file, line, number, source or None) for each number in the texts,
+    and the entries of results/numbers.yaml that match no number."""
     tables, ledger = table_lines(), yaml.safe_load((ROOT/'results'/'numbers.yaml').read_text())
     found, idle = [], list(ledger)
     for file, text in texts().items():
@@ -94,13 +94,13 @@ def _from_ledger(entries, line, number):
             if 'why' in entry or value(entry) == number[1]: return entry
 
 def check_numbers():
-    "Complaints about numbers without a source; lists the others."
+    "Return the numbers without a source and the unused entries as messages; print the other numbers."
     found, idle = sources()
     for file, line, number, source in found:
         if source: print(f'ok    {file}: {number} <- {source}')
     without = [f'{file}: {number} has no source: {line.strip()[:160]}'
                for file, line, number, source in found if not source]
-    return without + [f'results/numbers.yaml: nothing is explained by {entry.get("text") or entry["pattern"]!r}'
+    return without + [f'results/numbers.yaml: fix or remove the unused entry {entry.get("text") or entry["pattern"]!r}'
                       for entry in idle]
 
 if __name__ == '__main__': sys.exit('\n'.join(check_numbers()) or 0)
