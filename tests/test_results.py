@@ -270,7 +270,7 @@ def test_caption_names_what_it_must():
         assert part in text
     dirty = [r | dict(git=dict(commit='0123456789', dirty=True)) for r in STUDY]
     assert '0123456 (with changes)' in caption(dirty)
-    assert 'Nothing' in caption([])
+    assert 'None of this' in caption([])
 
 def test_runs_frame():
     assert runs_frame(STUDY)['name'].tolist()[:2] == ['cost', 'evaluate_benchmarking_seed0']

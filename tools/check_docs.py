@@ -59,4 +59,4 @@ def check(site):
 if __name__ == '__main__':
     complaints = list(check(Path(sys.argv[1] if len(sys.argv) > 1 else '_docs')))
     for line in complaints: print('FAIL ', line)
-    sys.exit(f'{len(complaints)} complaints' if complaints else 0)
+    sys.exit(f'{len(complaints)} problems' if complaints else 0)

@@ -40,7 +40,7 @@ def main(*names):
         complaints += found
     complaints += check_numbers()
     for line in complaints: print('FAIL ', line)
-    sys.exit(f'{len(complaints)} complaints' if complaints else 0)
+    sys.exit(f'{len(complaints)} problems' if complaints else 0)
 
 if __name__ == '__main__':
     with complaining('verify'): main(*sys.argv[1:])
