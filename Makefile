@@ -1,4 +1,4 @@
-# `make` lists the targets. Each does the set-up it needs, once.
+# `make` lists the targets. Each first makes the environment if needed.
 PYTHON  ?= python3
 PROFILE ?= quick
 TARGET  ?= all
@@ -7,7 +7,7 @@ FLAGS   ?=
 PORT    ?= 8000
 UPSTREAM ?=
 
-# An active conda environment named mimdet is used as it is; everywhere else a virtual environment is made here.
+# An active conda environment named mimdet is used as it is; otherwise a virtual environment is made here.
 ifeq ($(CONDA_DEFAULT_ENV),mimdet)
 ENV := $(CONDA_PREFIX)
 RUN :=
@@ -17,7 +17,7 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 endif
 export JUPYTER_PREFER_ENV_PATH = 1
 
-# `make bundle PYTHON=3.12` names the Python of another machine: here python3 will do.
+# `make bundle PYTHON=3.12` gives the Python version of another machine; python3 is used here.
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
@@ -31,30 +31,30 @@ setup: $(ENV)/.stamp ## make the environment (PYTHON=python3.12 to choose the in
 
 $(ENV)/.stamp: requirements.lock pyproject.toml settings.ini
 	@command -v "$(INTERPRETER)" >/dev/null || { \
-	    echo "no $(INTERPRETER) here: install Python 3.11 or newer, or name it: make PYTHON=... setup" >&2; \
+	    echo "$(INTERPRETER) not found: install Python 3.11 or newer, or give its name: make PYTHON=... setup" >&2; \
 	    exit 1; }
 	@"$(INTERPRETER)" tools/setup.py "$(ENV)"
 
-reproduce: setup ## runs, tables and figures of a study (PROFILE=quick, TARGET=table2, CORES=all, FLAGS=-n for a dry run)
+reproduce: setup ## make the runs, tables and figures of a study (PROFILE=quick, TARGET=table2, CORES=all, FLAGS=-n for a dry run)
 	@$(RUN) python tools/reproduce.py $(PROFILE) --target $(TARGET) --cores $(CORES) $(FLAGS)
 
 bench: PROFILE = bench
-bench: setup ## our code against plain forms, and against the authors' (UPSTREAM=folder of hustvl/MIMDet): table and figure (PROFILE=bench_gpu on a GPU)
+bench: setup ## compare our code with plain forms and the authors' code (UPSTREAM=folder of hustvl/MIMDet; PROFILE=bench_gpu on a GPU)
 	@$(RUN) MIMDET_UPSTREAM="$(UPSTREAM)" python tools/reproduce.py $(PROFILE) --target $(TARGET) --cores $(CORES) $(FLAGS)
 
-figures: setup ## tables and figures of a study from the records that are there (PROFILE=quick)
+figures: setup ## draw the tables and figures of a study from existing records (PROFILE=quick)
 	@$(RUN) python tools/figures.py $(PROFILE)
 
-verify: setup ## is all that is shown still what was measured? records, tables, figures, numbers in the text
+verify: setup ## check every table, figure and number in the text against its records
 	@$(RUN) python tools/verify.py
 
-test: setup ## all tests: notebooks, tests/, and the project's own order
+test: setup ## run all tests: tests/ and the notebooks
 	@$(RUN) python tools/test.py
 
-docs: setup ## the site in _docs, from the notebooks with their outputs (FLAGS=--fast: run none)
+docs: setup ## build the site in _docs from the executed notebooks (FLAGS=--fast to run none)
 	@$(RUN) python tools/docs.py $(FLAGS)
 
-docs-serve: docs ## the site at http://127.0.0.1:8000 (PORT=8000)
+docs-serve: docs ## serve the site at http://127.0.0.1:8000 (PORT=8000)
 	@$(RUN) python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
 readme: setup ## write README.md from nbs/index.ipynb
@@ -64,17 +64,17 @@ lab: setup ## open the tutorials in JupyterLab, which saves notebooks without ou
 	@$(RUN) PYTHONPATH=tools IPYTHONDIR="$(CURDIR)/tools/ipython" jupyter lab --config=tools/lab.py --notebook-dir=. \
 	    --LabApp.default_url=/lab/tree/nbs/tutorials/explore.ipynb $(FLAGS)
 
-test-lab: setup ## the tutorials in a real JupyterLab and Chromium, as a reader uses them (minutes; not a part of make test)
+test-lab: setup ## test the tutorials in a real JupyterLab and Chromium (takes minutes; not part of make test)
 	@$(RUN) python -m pytest -q tests/lab.py
 
-lock: setup ## resolve requirements.lock anew from pyproject.toml (FLAGS=--upgrade for the newest versions)
+lock: setup ## update requirements.lock from pyproject.toml (FLAGS=--upgrade for the newest versions)
 	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url $(FLAGS) -q -o requirements.lock
 
-bundle: setup ## pack the project and its packages, all but PyTorch, for a machine without network (PYTHON=3.12, that machine's)
+bundle: setup ## pack the project and its packages, except PyTorch, for a machine without network (PYTHON=3.12: its version)
 	@$(RUN) python tools/bundle.py $(filter 3.%,$(PYTHON))
 
-clean: ## remove what was built, but neither environment nor runs
+clean: ## remove built files, but not the environment or runs
 	rm -rf build _proc _docs nbs/_proc .pytest_cache *.egg-info
 	find mimdet nbs tests tools -name __pycache__ -prune -exec rm -rf {} + \
 	    -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. What the jobs are, mimdet.study.jobs says:
-# see nbs/study/03_jobs.ipynb. Each run also leaves its executed notebook below runs/, which is not in git: a fresh
-# clone has none, so there everything runs, unless the profile takes committed records for runs that are done.
+# A profile's jobs for snakemake; `make reproduce PROFILE=quick` calls this. mimdet.study.jobs defines the jobs:
+# see nbs/study/03_jobs.ipynb. Each run also writes its executed notebook below runs/, which is not in git. A fresh
+# clone has none, so everything runs there, except runs whose committed records the profile accepts.
 import json, sys
 sys.path.insert(0, 'tools')
 from cluster import name_jobs
@@ -12,7 +12,7 @@ name_jobs()
 try: study = read_study(config.get('profile', 'quick'))
 except MimdetError as e: sys.exit(f'error: {e}')
 jobs = study.jobs
-# The records of these are all that is left of them, and all that is needed.
+# Only the records of these jobs are left, and only the records are needed.
 taken = set() if config.get('anew') else recorded(study)
 
 def files(names): return [file for name in names for file in made_by(jobs[name], taken)]

@@ -82,7 +82,7 @@ def test_committed_records_stand_for_runs(project, tmp_path):
     runs = {p.stem for p in records.iterdir()}
     assert left() == set() and left('--anew') == runs
     done = reproduce(fresh, 'smoke', '--target', 'table_ratio')
-    assert done.returncode == 0 and 'jobs are done by their committed records' in done.stdout
+    assert done.returncode == 0 and 'jobs have committed records' in done.stdout
     table = 'figures/smoke/table_ratio.csv'
     assert (fresh/table).read_bytes() == (project/table).read_bytes()
     (records/'evaluate_no_vit_seed0.json').unlink()

@@ -270,7 +270,7 @@ def test_caption_names_what_it_must():
         assert part in text
     dirty = [r | dict(git=dict(commit='0123456789', dirty=True)) for r in STUDY]
     assert '0123456 (with changes)' in caption(dirty)
-    assert 'Nothing' in caption([])
+    assert 'None of this' in caption([])
 
 def test_runs_frame():
     assert runs_frame(STUDY)['name'].tolist()[:2] == ['cost', 'evaluate_benchmarking_seed0']
@@ -532,7 +532,7 @@ def test_other_weights():
 def test_broken_curve():
     record = train('a')
     record['extra']['curves']['loss_mask'].pop()
-    with pytest.raises(MimdetError, match="no whole curve 'loss_mask'"): training_curves([record])
+    with pytest.raises(MimdetError, match="no complete curve 'loss_mask'"): training_curves([record])
 
 def test_selection_goes_with_the_weights():
     records = [

@@ -1,12 +1,12 @@
-"""Follow every link and anchor of a built site: `python tools/check_docs.py [_docs]`.
-Nothing may come from elsewhere, and every page and picture says what it is."""
+"""Check every link and anchor of a built site: `python tools/check_docs.py [_docs]`.
+Pages may load nothing from other sites; every page needs a title and description, every image alternative text."""
 import re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 class Page(HTMLParser):
-    "What a page has and where it points."
+    "Collect the ids, links and loaded files of a page, and what it lacks."
     def __init__(self, path):
         super().__init__()
         self.ids, self.links, self.loads, self.complaints = set(), [], [], []
@@ -21,7 +21,7 @@ class Page(HTMLParser):
         self.in_title |= tag == 'title' and not self.title
         self.described |= tag == 'meta' and a.get('name') == 'description' and bool(a.get('content'))
         if tag == 'img' and not a.get('alt'):
-            self.complaints.append(f'shows a picture without alternative text: {(a.get("src") or "")[:60]}')
+            self.complaints.append(f'shows an image without alternative text: {(a.get("src") or "")[:60]}')
         if tag == 'a' and 'href' in a: self.links.append(a['href'] or '')
         linked = tag == 'link' and a.get('rel') in ('stylesheet', 'icon', 'preload')
         if linked or tag not in ('a', 'link') and 'href' in a: self.loads.append(a.get('href') or '')
@@ -36,9 +36,9 @@ class Page(HTMLParser):
 def is_elsewhere(url): return urlsplit(url).scheme in ('http', 'https') or url.startswith('//')
 
 def check(site):
-    "Complaints about a built site, a line each."
+    "Yield the faults of a built site, one line each."
     pages = {p.resolve(): Page(p) for p in sorted(site.rglob('*.html'))}
-    if not pages: yield f'{site} holds no page'
+    if not pages: yield f'{site} has no pages: build the site with make docs'
     for path, page in pages.items():
         where = path.relative_to(site.resolve())
         yield from (f'{where} {c}' for c in page.complaints)
@@ -59,4 +59,4 @@ def check(site):
 if __name__ == '__main__':
     complaints = list(check(Path(sys.argv[1] if len(sys.argv) > 1 else '_docs')))
     for line in complaints: print('FAIL ', line)
-    sys.exit(f'{len(complaints)} complaints' if complaints else 0)
+    sys.exit(f'{len(complaints)} problems' if complaints else 0)

@@ -1,21 +1,21 @@
-"""Notebooks as they are kept: without outputs, counters and what editors leave in them.
-`python tools/clean_notebooks.py [paths]`; JupyterLab does it at each save (`make lab`)."""
+"""Clean notebooks for git: remove outputs, counters and editor metadata.
+`python tools/clean_notebooks.py [paths]`; JupyterLab does the same at each save under `make lab`."""
 import sys
 from pathlib import Path
 import nbformat
 from nbdev.clean import clean_nb
 
 ROOT = Path(__file__).resolve().parent.parent
-KEEP = ['tags'] # papermill's mark of the parameters
+KEEP = ['tags'] # papermill finds the parameters by a tag
 
 def clean(notebook):
-    "Clean a notebook, which is changed in place; the tags of its cells stay."
+    "Clean a notebook in place, keeping the tags of its cells."
     clean_nb(notebook, allowed_cell_metadata_keys=KEEP)
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = []
 
 def before_save(model, **_):
-    "Jupyter's hook: what it is about to write."
+    "Clean the notebook that Jupyter is about to save (a save hook)."
     if model['type'] == 'notebook': clean(model['content'])
 
 def main(paths):

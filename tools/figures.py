@@ -1,7 +1,7 @@
-"""Draw a profile's tables and figures from the records that are there, with no run at all:
+"""Draw a profile's tables and figures from existing records, without any runs:
 `python tools/figures.py demo [folder]`.
 
-For records that were made elsewhere: copy their files to results/runs/<profile>/ first."""
+To use records from another machine, copy their files to results/runs/<profile>/ first."""
 import io, sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -16,12 +16,12 @@ from mimdet.study.jobs import read_study
 ROOT = Path(__file__).resolve().parent.parent
 
 def drawable(study):
-    "The figure jobs of which at least one record is there; what was not run says so in them."
+    "List the figure jobs that have at least one record; missing runs show as `not run`."
     def there(name): return (ROOT/study.jobs[name].record).exists()
     return [job for job in study.jobs.values() if job.kind == 'figure' and any(map(there, job.needs))]
 
 def draw(notebook, parameters):
-    "Run a figure's notebook in this process; a kernel of its own would take longer to start than all the drawing."
+    "Run a figure's notebook in this process, since starting a kernel takes longer than drawing."
     shell = InteractiveShell.instance()
     shell.reset()
     for cell in parameterize_notebook(load_notebook_node(str(ROOT/notebook)), parameters).cells:
@@ -29,10 +29,11 @@ def draw(notebook, parameters):
     plt.close('all')
 
 def draw_all(study, folder):
-    "Draw what can be drawn into `folder`; returns the jobs."
+    "Draw into `folder` everything that has records; return the jobs."
     jobs = drawable(study)
     if not jobs:
-        raise MimdetError(f'profile {study.profile}: no table or figure has a record in {study.records}')
+        raise MimdetError(f'profile {study.profile}: {study.records} has no records for any table or figure: '
+                          f'run make reproduce PROFILE={study.profile} or copy records there')
     plt.switch_backend('Agg')
     places = dict(out=str(folder), records=str(ROOT/'results'/'runs'))
     for job in tqdm(jobs, desc=study.profile, disable=None):
@@ -46,4 +47,4 @@ if __name__ == '__main__':
         jobs = draw_all(study, folder)
         print(f'{folder}: {", ".join(j.name for j in jobs)}')
         left_out = [j.name for j in study.jobs.values() if j.kind == 'figure' and j not in jobs]
-        if left_out: print(f'not drawn, since records are missing: {", ".join(left_out)}')
+        if left_out: print(f'not drawn because records are missing: {", ".join(left_out)}')

@@ -1,15 +1,15 @@
-"""What JupyterLab is given under `make lab`: notebooks are saved clean, and one that is only looked at is unchanged."""
+"""JupyterLab settings for `make lab`: notebooks are saved without outputs, and viewing one does not change it."""
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from clean_notebooks import before_save
 
-# what JupyterLab would write into a notebook as soon as its kernel has started, and call that a change
+# JupyterLab would add this to a notebook once its kernel has started, and mark the notebook as changed
 OF_THE_KERNEL = dict(kernelspec=dict(name='python3', display_name=get_kernel_dict()['display_name'], language='python'),
                      language_info=IPythonKernel.language_info)
 
 class Contents(AsyncLargeFileManager):
-    "Jupyter's files. A notebook comes with what its kernel says of itself, and loses it again when it is saved."
+    "Jupyter's files: kernel metadata is added when a notebook is opened and removed when it is saved."
     async def get(self, path, *arguments, **options):
         model = await super().get(path, *arguments, **options)
         if model['type'] == 'notebook' and model['content']: model['content']['metadata'] |= OF_THE_KERNEL

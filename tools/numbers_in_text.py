@@ -1,10 +1,10 @@
-"""Which numbers stand in README.md and in the notebooks' prose, and where each comes from:
+"""Trace each number in README.md and in the prose of the notebooks to its source:
 `python tools/numbers_in_text.py`.
 
-A number is one with decimals, or with a unit of a result (AP, %, minutes, GB, ...). It may come from a table that was
-made from records (then the whole line stands in a file of figures/), or from results/numbers.yaml, which names for
-each of the others the record and its field, or a table's row and column, or says why it needs none: a setting of the
-method, a limit, arithmetic shown beside it."""
+A number counts if it has decimals or a unit of a result (AP, %, minutes, GB, ...). Its source is either a table made
+from records (the whole line then occurs in a file in figures/) or an entry in results/numbers.yaml. An entry names
+a record and its field, or a table's row and column, or says why no source is needed: a setting of the method, a limit,
+arithmetic shown beside it."""
 import csv, re, sys
 from fnmatch import fnmatch
 from functools import reduce
@@ -28,12 +28,12 @@ NOISE = [
 ]
 
 def prose(text):
-    "Markdown without what is no statement: code, formulas, link targets, addresses."
+    "Remove code, formulas, link targets and addresses from Markdown."
     for noise in NOISE: text = re.sub(noise, ' ', text, flags=re.S)
     return text
 
 def texts():
-    "{file: Markdown} of README.md and of all notebooks but the one that README.md is made from."
+    "Return {file: Markdown} of README.md and of all notebooks except the source of README.md."
     found = {'README.md': (ROOT/'README.md').read_text()}
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         if path.name == 'index.ipynb' or any(part[0] in '._' for part in path.relative_to(ROOT).parts): continue
@@ -42,7 +42,7 @@ def texts():
     return found
 
 def table_lines():
-    "{line: file} of all Markdown tables and captions that were made from records."
+    "Return {line: file} of all Markdown tables and captions made from records."
     found = {}
     for path in sorted((ROOT/'figures').rglob('*.md')):
         lines = [line.strip() for line in prose(path.read_text()).splitlines()]
@@ -69,15 +69,15 @@ def values(entry):
     return [entry.get('format', '{}').format(found)]
 
 def where(entry):
-    "An entry's source in words."
+    "Describe the source of an entry."
     if 'why' in entry: return entry['why']
     if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry.get("columns") or entry["column"]}'
     if 'took' in entry: return f'runs of profile {entry["took"]}'
     return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
-    """(file, line, number, where it comes from or None) of each number in the texts;
-    then the entries of results/numbers.yaml that served no number."""
+    """Return (file, line, number, source or None) for each number in the texts,
+    and the entries of results/numbers.yaml that match no number."""
     tables, ledger = table_lines(), yaml.safe_load((ROOT/'results'/'numbers.yaml').read_text())
     found, idle = [], list(ledger)
     for file, text in texts().items():
@@ -96,13 +96,13 @@ def _from_ledger(entries, line, number):
             if 'why' in entry or number[1] in values(entry): return entry
 
 def check_numbers():
-    "Complaints about numbers without a source; lists the others."
+    "Return the numbers without a source and the unused entries as messages; print the other numbers."
     found, idle = sources()
     for file, line, number, source in found:
         if source: print(f'ok    {file}: {number} <- {source}')
     without = [f'{file}: {number} has no source: {line.strip()[:160]}'
                for file, line, number, source in found if not source]
-    return without + [f'results/numbers.yaml: nothing is explained by {entry.get("text") or entry["pattern"]!r}'
+    return without + [f'results/numbers.yaml: fix or remove the unused entry {entry.get("text") or entry["pattern"]!r}'
                       for entry in idle]
 
 if __name__ == '__main__': sys.exit('\n'.join(check_numbers()) or 0)

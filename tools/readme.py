@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb, run afresh: `make readme`."""
+"""Run nbs/index.ipynb and write README.md from it: `make readme`."""
 import os, re
 import nbformat
 from test_notebooks import ROOT, client
@@ -6,7 +6,7 @@ from test_notebooks import ROOT, client
 SOURCE = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
 
 def shown(cell):
-    "What a reader sees of a cell, as Markdown."
+    "Return the visible parts of a cell as Markdown."
     if cell.cell_type == 'markdown': return [cell.source]
     if cell.cell_type != 'code': return []
     silent = re.search(r'^#\| *echo: *false', cell.source, re.M)
@@ -15,13 +15,13 @@ def shown(cell):
     return ([f'```python\n{code}\n```'] if code else []) + outputs
 
 def from_root(link):
-    "A link in a notebook as it must be in a file one folder up."
+    "Rewrite a link in a notebook for README.md, one folder up."
     label, target = link.groups()
     if re.match(r'[a-z]+:|#', target): return link[0]
     return f'{label}({os.path.normpath(os.path.join("nbs", target))})'
 
 def readme():
-    "The text of README.md."
+    "Return the text of README.md."
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     with client(nb, ROOT/'nbs') as running: running.execute()
     text = '\n\n'.join(part.strip() for cell in nb.cells for part in shown(cell)) + '\n'

@@ -1,9 +1,9 @@
-"""Run a profile's jobs and show what came out:
+"""Run a profile's jobs and show the results:
 `python tools/reproduce.py quick [--target table2] [--cores all] [more options of snakemake]`.
 
-Before: how many runs there are and how long they will take, and which files are missing.
-While it runs: what is done, and what is left.
-A run that fails does not stop the others; at the end it is named with its log."""
+Before the runs it reports how many there are, how long they will take and which files are missing;
+during the runs, what is done and what is left.
+A failed run does not stop the others; it is named with its log at the end."""
 import argparse, fcntl, os, re, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +15,15 @@ from mimdet.study.jobs import asked, inputs, missing_files, read_study, recorded
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ['--quiet', 'host', 'rules', 'reason']
 DRY = {'-n', '--dry-run', '--dryrun'}
-# or the C library would give large tensors' memory back after each operation, and clear it anew for the next
+# stops the C library from returning the memory of large tensors after each operation and clearing it again
 KEEP_MEMORY = {
     'MALLOC_MMAP_THRESHOLD_': str(4*2**30),
     'MALLOC_TRIM_THRESHOLD_': str(16*2**30),
     'MALLOC_TOP_PAD_': str(2**28)}
-ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options by which the runs go to a cluster
+ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options that send the runs to a cluster
 
-ANEW = '--anew' # run what committed records stand for, too
+INCOMPLETE = 'profile {} is incomplete: fix what failed and run the same command again; finished jobs are kept'
+ANEW = '--anew' # also repeat runs that have committed records
 
 def command(profile, target, cores, *options, limit=0):
     # snakemake's own lock outlives a killed run; ours does not
@@ -37,7 +38,7 @@ def command(profile, target, cores, *options, limit=0):
 def goes_elsewhere(options): return any(option.startswith(ELSEWHERE) for option in options)
 
 def visible_gpus():
-    "The names by which CUDA knows the GPUs that it may use; none without a driver."
+    "Return the CUDA names of the visible GPUs; an empty list without a driver."
     told = os.environ.get('CUDA_VISIBLE_DEVICES')
     if told is not None: return [name for name in told.split(',') if name]
     if not shutil.which('nvidia-smi'): return []
@@ -47,7 +48,7 @@ def visible_gpus():
 MPS = shutil.which('nvidia-cuda-mps-control')
 
 def on_this_machine(study, names):
-    "Options and environment by which the jobs share the GPUs."
+    "Return the snakemake options and environment variables that let jobs share the GPUs."
     there = visible_gpus()
     limits = gpu_limits(study, names, len(there), mps=bool(MPS))
     options = ['--resources', *(f'{name}={count}' for name, count in limits.items())] if limits else []
@@ -55,10 +56,10 @@ def on_this_machine(study, names):
 
 @contextmanager
 def sharing(study, on_gpus):
-    """The environment in which runs share a GPU side by side: CUDA's multi-process service, begun here and ended,
-    with its own folder. No setting of the card is touched. Where it is not installed, or nothing is shared: nothing."""
+    """Start CUDA's multi-process service with its own folder, yield the environment for runs that share a GPU,
+    and stop the service. No setting of the card is changed. Yields {} if the service is missing or not needed."""
     if not (MPS and on_gpus and study.gpu_share > 1): return (yield {})
-    with tempfile.TemporaryDirectory(prefix='mps') as folder: # short, since it holds sockets
+    with tempfile.TemporaryDirectory(prefix='mps') as folder: # a short path, since sockets need one
         own = dict(CUDA_MPS_PIPE_DIRECTORY=f'{folder}/pipe', CUDA_MPS_LOG_DIRECTORY=f'{folder}/log')
         for path in own.values(): os.mkdir(path)
         begun = subprocess.run([MPS, '-d'], env=os.environ | own, capture_output=True, text=True)
@@ -76,14 +77,14 @@ def waiting(study, *call):
     return [name for name in study.jobs if name in listed]
 
 def size(path, made):
-    "How large a file is, or who makes it."
+    "Return the size of a file, or say that an earlier job makes it or that it is missing."
     path = Path(path)
     if not path.exists(): return 'made by an earlier job' if str(path) in made else 'missing'
     if path.is_dir(): return f'folder of {sum(1 for _ in path.iterdir())} files'
     return f'{path.stat().st_size/2**20:.1f} MB'
 
 def tell(study, names):
-    "Each command with its parameters and files, and what it takes."
+    "Print each command with its parameters, files and cost."
     made = {file for job in study.jobs.values() for file in job.outputs}
     for job in (study.jobs[n] for n in names):
         print(f'\n{job.name}\n  python tools/run_notebook.py {job.notebook} {job.executed} ...')
@@ -97,10 +98,10 @@ def tell(study, names):
                   f'{r.epochs:g} passes over {r.images:,} images')
         if job.gpus:
             hours = gpu_hours(study, job)
-            print(f'  needs   {job.gpus} GPUs, {hours:.0f} GPU hours if they are like those of the authors')
+            print(f'  needs   {job.gpus} GPUs, {hours:.0f} GPU hours if they are as fast as the authors\'')
 
 class Progress(threading.Thread):
-    "Tells each time a job is done how many are left, and for how long at the pace so far."
+    "Report after each job how many are done, and how long the rest will take at the pace so far."
     def __init__(self, study, ahead):
         super().__init__(daemon=True)
         self.study, self.ahead, self.started, self.over = study, ahead, time.time(), threading.Event()
@@ -115,7 +116,7 @@ class Progress(threading.Thread):
             if len(done := self.done()) == len(told): continue
             told, gone = done, time.time() - self.started
             counts, left = f'{len(done)} of {len(self.ahead.seconds)} jobs done', to_go(self.ahead, done, gone)
-            print(f'[{counts}, {span(gone)} gone, about {span(left)} to go]', flush=True)
+            print(f'[{counts}, {span(gone)} elapsed, about {span(left)} to go]', flush=True)
 
 def failures(study, left, since):
     "Where the logs of the runs that failed are, or as far as a run came that was killed."
@@ -153,8 +154,7 @@ def submit(study, target, call, left, cluster, lock):
     for name, log in failures(study, left, started).items():
         if name not in done: print(f'as far as {name} came: {log.relative_to(ROOT)}', file=sys.stderr)
     if code and not named: print(''.join(follower.text[-12:]), file=sys.stderr)
-    if code: sys.exit(f'not all of profile {study.profile} was made: fix what failed and call again, '
-                      'what is done stays done')
+    if code: sys.exit(INCOMPLETE.format(study.profile))
     show(study, target)
 
 def checkpoint_time(study, name):
@@ -164,7 +164,7 @@ def checkpoint_time(study, name):
     return file.stat().st_mtime if file and file.exists() else None
 
 def show(study, target):
-    "Print the main table, and where the rest is."
+    "Print the main tables and list the other files."
     folder = ROOT/study.figures
     names = targets(study).get(target, [target]) if target != 'all' else ['table_main', 'table_ratio']
     for table in (folder/f'{n}.md' for n in names if n.startswith('table')):
@@ -175,7 +175,7 @@ def show(study, target):
 
 def complain(study, absent):
     for file in absent: print(f'missing: {file}', file=sys.stderr)
-    raise MimdetError(f'profile {study.profile} needs {len(absent)} files that are not here: see above')
+    raise MimdetError(f'profile {study.profile} needs {len(absent)} missing files: add those listed above')
 
 def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
@@ -187,7 +187,7 @@ def main(profile, target, cores, dry, options, lock):
     left = needed if absent else waiting(study, *call)
     taken = [] if ANEW in options else sorted(recorded(study, ROOT))
     if taken:
-        print(f'profile {profile}: {len(taken)} of {len(study.jobs)} jobs are done by their committed records '
+        print(f'profile {profile}: {len(taken)} of {len(study.jobs)} jobs have committed records and are not repeated '
               f'({ANEW} runs them again)')
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
@@ -203,20 +203,19 @@ def main(profile, target, cores, dry, options, lock):
         environment = os.environ | KEEP_MEMORY | environment | shared
         running = subprocess.Popen(
             command(profile, *call, *limits, *QUIET), cwd=ROOT, env=environment,
-            pass_fds=[lock.fileno()]) # should this process be killed, the work still holds the lock
+            pass_fds=[lock.fileno()]) # if this process is killed, the runs still hold the lock
         progress.start()
         try: code = running.wait()
-        except KeyboardInterrupt: # snakemake was told too: let it put its house in order
+        except KeyboardInterrupt: # snakemake was interrupted too: let it clean up
             running.wait()
-            sys.exit('interrupted: call again to go on')
+            sys.exit('interrupted: run the same command again to continue')
         progress.over.set()
     took = span(time.time() - progress.started)
     print(f'{len(progress.done())} of {len(left)} jobs done in {took} (estimated: {span(ahead.wall)})')
     for name, log in failures(study, left, progress.started).items():
         print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
     if code:
-        sys.exit(f'not all of profile {profile} was made: '
-                 'fix what failed and call again, what is done stays done')
+        sys.exit(INCOMPLETE.format(profile))
     show(study, target)
 
 def opened(lock):
@@ -224,7 +223,8 @@ def opened(lock):
     try:
         lock.parent.mkdir(exist_ok=True)
         return lock.open('w')
-    except OSError as e: raise MimdetError(f'{ROOT} cannot be written ({e.strerror}): use a checkout of your own') from None
+    except OSError as e:
+        raise MimdetError(f'{ROOT} cannot be written ({e.strerror}): use a checkout of your own') from None
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Run a profile.')

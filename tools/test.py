@@ -1,4 +1,4 @@
-"""All tests, none of which stops the others: tests/, then notebooks. The last line counts them together.
+"""Run all tests: tests/, then notebooks. A failure does not stop the rest, and the last line has the total counts.
 
 `make test` calls this."""
 import os, subprocess, sys, time
@@ -16,14 +16,14 @@ SUITES = {
 NO_TESTS = 5 # pytest's exit code when it has found none
 
 def counts(report):
-    "(passed, failed, skipped) of a JUnit report."
+    "Return (passed, failed, skipped) from a JUnit report."
     cases = [*ET.parse(report).iter('testcase')]
     failed = sum(c.find('failure') is not None or c.find('error') is not None for c in cases)
     skipped = sum(c.find('skipped') is not None for c in cases)
     return len(cases) - failed - skipped, failed, skipped
 
 def run(name, args):
-    "One suite's counts. A suite that breaks down before it can report has failed once."
+    "Run one suite and return its counts. A suite that crashes before it can report counts as one failure."
     print(f'\n== {name}', flush=True)
     report = OUT/f'{name}.xml'
     report.unlink(missing_ok=True)

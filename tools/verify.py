@@ -1,7 +1,7 @@
-"""Is everything that is shown still what was measured? `make verify`.
+"""Check every table, figure and number against its records: `make verify`.
 
-Every record is checked against its schema and its own SHA-256, every table is made anew and compared byte for byte,
-every figure is traced to its records, and every number in README.md to a table, a record or a publication."""
+Every record is checked against its schema and its own SHA-256, every table is regenerated and compared byte for byte,
+every figure is traced to its records, and every number in the prose to a table, a record or a stated reason."""
 import subprocess, sys, tempfile
 from pathlib import Path
 from figures import ROOT, draw_all
@@ -11,10 +11,10 @@ from mimdet.study.verify import check_files, check_records
 from numbers_in_text import check_numbers
 
 def check_figures(study):
-    "Complaints about a profile's tables and figures."
+    "Yield the faults of a profile's tables and figures."
     shown = {path.name: path for path in (ROOT/study.figures).glob('*')}
     draws = any(job.kind == 'figure' for job in study.jobs.values())
-    if not shown and not draws: return # records that a notebook shows
+    if not shown and not draws: return # only a notebook shows these records
     with tempfile.TemporaryDirectory() as folder:
         try: draw_all(study, folder)
         except MimdetError as e: return (yield f'{study.figures}: {e}')
@@ -23,11 +23,11 @@ def check_figures(study):
             else: print(f'note  {line}')
 
 def committed():
-    "The profiles of which git knows records or figures."
+    "List the profiles with committed records or figures."
     command = ['git', '-C', str(ROOT), 'ls-files', 'results/runs', 'figures']
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
-        raise MimdetError(f'{ROOT} is no git checkout, so it is not known what is committed: name the profiles')
+        raise MimdetError(f'{ROOT} is not a git checkout, so name the profiles to check')
     return sorted({Path(f).parent.name for f in listed.stdout.split()})
 
 def main(*names):
@@ -40,7 +40,7 @@ def main(*names):
         complaints += found
     complaints += check_numbers()
     for line in complaints: print('FAIL ', line)
-    sys.exit(f'{len(complaints)} complaints' if complaints else 0)
+    sys.exit(f'{len(complaints)} problems' if complaints else 0)
 
 if __name__ == '__main__':
     with complaining('verify'): main(*sys.argv[1:])

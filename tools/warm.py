@@ -1,8 +1,8 @@
-"""Warm processes for the tests, which save the seconds that importing PyTorch and other slow packages takes.
+"""Warm processes for the tests, which save the time to import PyTorch and other slow packages.
 
-Each is forked from one process that has imported them. Inside `started` Jupyter's kernels are warm, and so are the
-commands in a folder of stand-ins. Seen from outside they are ordinary processes: same folder, environment, open files
-and exit code, and they can be interrupted and killed. Each imports `mimdet` and detectron2, which it adapts, itself."""
+Each is forked from one process that has imported them. Inside `started`, Jupyter's kernels are warm, and so are the
+commands in a folder of stand-ins. From outside they look like ordinary processes: same folder, environment, open files
+and exit code, and they can be interrupted and killed. Each imports `mimdet` itself, and detectron2, which it adapts."""
 import json, os, select, shlex, signal, socket, struct, subprocess, sys, tempfile, tomllib
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ NUMBER = struct.Struct('i')
 
 @contextmanager
 def started(folder):
-    "Inside the block commands and kernels are warm, where the system can fork so. `folder` takes their stand-ins."
+    "Make commands and kernels warm inside the block, if the system supports it. Stand-ins are written to `folder`."
     if not hasattr(os, 'pidfd_open'):
         yield
         return
@@ -34,11 +34,11 @@ def started(folder):
         for variable, path in (('PATH', folder/'bin'), ('JUPYTER_PATH', folder/'jupyter')):
             os.environ[variable] = os.pathsep.join(filter(None, [str(path), os.environ.get(variable)]))
         command = [sys.executable, __file__, 'serve', str(listener.fileno())]
-        environment = os.environ | dict(JPY_PARENT_PID='1') # kernels need not watch their parent: the stand-in does
+        environment = os.environ | dict(JPY_PARENT_PID='1') # the stand-in watches the parent, so kernels need not
         with subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env=environment): yield
 
 def write_stand_ins(folder, stand_in):
-    "Scripts that have `stand_in` run the commands and Python, and the specification of a kernel that it runs."
+    "Write scripts that run the commands and Python through `stand_in`, and a kernel specification that uses it."
     bin, kernel = folder/'bin', folder/'jupyter'/'kernels'/'python3'
     for path in (bin, kernel): path.mkdir(parents=True, exist_ok=True)
     spec = dict(
@@ -57,11 +57,11 @@ def write_stand_ins(folder, stand_in):
 # --- a stand-in for a warm process ---
 
 def run(address, *argv):
-    "Have a warm process do what `argv` says, pass signals on to it, and end as it ends."
+    "Have a warm process run `argv`, pass signals on to it, and exit with its exit code or signal."
     parent = os.getppid()
     files = [int(name) for name in os.listdir('/dev/fd') if os.path.exists(f'/dev/fd/{name}')]
     passed_on = signal.SIGINT, signal.SIGTERM
-    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on) # until there is somebody to pass them on to
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on) # until there is a process to pass them on to
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         socket.send_fds(server, [b'.'], files)
@@ -73,7 +73,7 @@ def run(address, *argv):
         for number in passed_on: signal.signal(number, pass_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         while not select.select([server], [], [], 1)[0]:
-            if os.getppid() != parent: return 1 # as a kernel ends with the process that started it
+            if os.getppid() != parent: return 1 # a kernel must end with the process that started it
         code = answer()
     if code < 0:
         with suppress(OSError): signal.signal(-code, signal.SIG_DFL) # SIGKILL needs none
@@ -83,7 +83,7 @@ def run(address, *argv):
 # --- the process that they are forked from ---
 
 def serve(listener):
-    "Import, then wait until standard input ends. Returns only in the processes forked: what each is to do."
+    "Import, then wait until standard input ends. Returns only in forked processes, with their task."
     import gc, importlib, warnings
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated') # an import uses it
     for name in IMPORTED: importlib.import_module(name)
@@ -97,12 +97,12 @@ def serve(listener):
     os._exit(0)
 
 def reap(*signal):
-    "Take leave of attendants that have ended, so that their seconds count among those of the tests."
+    "Reap attendants that have ended, so that their CPU time counts as time of the tests."
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]: pass
 
 def attend(connection):
-    "Fork the process asked for, and return in it. The attendant reports its end, or ends it if nobody listens."
+    "Fork the requested process and return in it. The attendant reports its end, or kills it if nobody listens."
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     _, files, *_ = socket.recv_fds(connection, 1, 99)
@@ -117,21 +117,21 @@ def attend(connection):
     os._exit(0)
 
 def become(request, files):
-    "Take over the folder, the environment and the open files of the stand-in, and do what it says."
+    "Take over the folder, environment and open files of the stand-in, and run its command."
     import fcntl, multiprocessing, warnings
     import matplotlib, torch
-    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files] # above all numbers that they are to have
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files] # above all file numbers that will be used
     for file in files: os.close(file)
     for file, number in zip(aside, request['files']):
         os.dup2(file, number)
         os.close(file)
     os.chdir(request['folder'])
-    sys.executable = f'{os.environ["MIMDET_WARM"]}/python' # what it starts is warm too
+    sys.executable = f'{os.environ["MIMDET_WARM"]}/python' # processes that it starts are warm too
     multiprocessing.set_executable(sys.executable)
     os.environ.clear()
     os.environ.update(request['environment'])
-    signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background was started to ignore it
-    # what Python reads when it starts, or an import that lies behind
+    signal.signal(signal.SIGINT, signal.default_int_handler) # background jobs start with SIGINT ignored
+    # variables that Python or an earlier import has read already
     if threads := os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(int(threads))
     if action := os.environ.get('PYTHONWARNINGS'): warnings.simplefilter(action)
     if backend := os.environ.get('MPLBACKEND'): matplotlib.rcParams['backend'] = backend
@@ -143,7 +143,7 @@ def become(request, files):
     leave(code)
 
 def execute(argv):
-    "What `python` does with these arguments: -c and code, -m and a module, or a script."
+    "Do what `python` does with these arguments: -c and code, -m and a module, or a script."
     import runpy
     how, sys.argv = argv[0], argv[argv[0] == '-m':]
     sys.path[0] = '' if how in ('-c', '-m') else str(Path(how).parent)
@@ -152,7 +152,7 @@ def execute(argv):
     else: runpy.run_path(how, run_name='__main__')
 
 def leave(code):
-    "End as Python does, but without freeing all that was imported, which would take longer than importing it."
+    "Exit as Python does, but without freeing the imports, which would take longer than importing them."
     import atexit, threading
     if isinstance(code, str): print(code, file=sys.stderr)
     threading._shutdown()

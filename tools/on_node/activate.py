@@ -1,17 +1,17 @@
-"""Puts what `make bundle` packed on the paths of a shell: eval "$(python FOLDER/activate.py)".
+"""Add a bundle made by `make bundle` to the paths of a shell: eval "$(python FOLDER/activate.py)".
 
-The Python that runs this is the one with PyTorch; its numpy, Pillow and OpenCV are used where it has them,
-else those of the bundle."""
+Run it with the Python that has PyTorch. Its own numpy and Pillow are used, and its OpenCV or else the bundle's
+replacement."""
 import importlib.util, json, os, shlex, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 
 def refusal(bundle):
-    "Why this Python cannot use the bundle, or nothing."
+    "Return the reason why this Python cannot use the bundle, or None."
     here = '{}.{}'.format(*sys.version_info)
     if here != bundle['python']:
-        return (f'this bundle is for Python {bundle["python"]}, and {sys.executable} is {here}: '
+        return (f'this bundle is for Python {bundle["python"]}, but {sys.executable} is {here}: '
                 f'make one with  make bundle PYTHON={here}')
     missing = [name for name in bundle['expects'] if importlib.util.find_spec(name) is None]
     if missing:
@@ -19,7 +19,7 @@ def refusal(bundle):
                 'activate the environment that has PyTorch first')
 
 def paths(bundle):
-    "The variables to set."
+    "Return the variables to set."
     def before(name, *folders):
         there = [p for p in os.environ.get(name, '').split(os.pathsep) if p]
         return os.pathsep.join(dict.fromkeys([*map(str, folders), *there]))
@@ -30,7 +30,7 @@ def paths(bundle):
                 JUPYTER_PATH=before('JUPYTER_PATH', ROOT/'packages'/'share'/'jupyter'))
 
 def main():
-    sys.path = [p for p in sys.path if Path(p or '.').resolve() != ROOT] # where Python has put it to run this file
+    sys.path = [p for p in sys.path if Path(p or '.').resolve() != ROOT] # Python adds the folder of this file
     bundle = json.loads((ROOT/'bundle.json').read_text())
     reason = refusal(bundle)
     if reason:

@@ -1,4 +1,4 @@
-"""Stands in for OpenCV where a machine has none: the outlines that detectron2's visualiser asks for, and nothing else.
+"""Replace OpenCV on a machine without it: only the outlines that detectron2's visualiser needs.
 Part of what `make bundle` packs."""
 import contourpy, numpy as np
 
@@ -6,7 +6,7 @@ __version__ = '0.stand-in' # detectron2 reads the number before the dot
 RETR_CCOMP, CHAIN_APPROX_NONE = 2, 1
 
 def findContours(mask, mode=RETR_CCOMP, method=CHAIN_APPROX_NONE):
-    "The outlines of a mask, halfway between its pixels and the next; holes name outline 0 as their parent."
+    "Return the outlines of a mask, halfway between its pixels and the next; holes have outline 0 as their parent."
     if (mode, method) != (RETR_CCOMP, CHAIN_APPROX_NONE):
         raise NotImplementedError('this stand-in for OpenCV only finds all outlines, with all their points')
     padded = np.pad(mask.astype(float), 1)

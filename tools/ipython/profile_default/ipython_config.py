@@ -1,5 +1,5 @@
-"""How kernels start under `make lab`: in the project's root, so that paths and outputs are those of the commands,
-and with modules read anew when nbdev_export has written them."""
+"""Kernel settings for `make lab`: kernels start in the project's root, so that paths and outputs match those of the
+commands, and reload modules after nbdev_export has written them."""
 from pathlib import Path
 
 c = get_config() # noqa: F821, IPython's
