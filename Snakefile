@@ -34,7 +34,8 @@ for job in (job for name, job in jobs.items() if name not in taken):
     rule:
         name: job.name
         input: inputs(study, job, taken), notebook=job.notebook
-        output: list(job.outputs), executed=job.executed
+        # a record stays until its next one is finished
+        output: [update(file) if file == job.record else file for file in job.outputs], executed=job.executed
         params:
             parameters=json.dumps(job.parameters, sort_keys=True), threads=job.threads,
             gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
