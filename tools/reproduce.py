@@ -32,7 +32,7 @@ def command(profile, target, cores, *options, limit=0):
     options = [option for option in options if option != ANEW]
     # this machine's cores say nothing of those where the runs go
     own = [] if cores == 'all' and goes_elsewhere(options) else ['--cores', str(cores)]
-    return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-going',
+    return ['snakemake', '--nolock', '--config', *settings, '--rerun-incomplete', '--keep-incomplete', '--keep-going',
             *own, *options, '--', target]
 
 def goes_elsewhere(options): return any(option.startswith(ELSEWHERE) for option in options)
