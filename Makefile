@@ -21,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab test-lab lock bundle clean clean-runs
+.PHONY: help setup reproduce bench figures verify test docs docs-serve readme lab test-lab test-cluster lock bundle clean clean-runs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | \
@@ -63,6 +63,9 @@ readme: setup ## write README.md from nbs/index.ipynb
 lab: setup ## open the tutorials in JupyterLab, which saves notebooks without outputs
 	@$(RUN) PYTHONPATH=tools IPYTHONDIR="$(CURDIR)/tools/ipython" jupyter lab --config=tools/lab.py --notebook-dir=. \
 	    --LabApp.default_url=/lab/tree/nbs/tutorials/explore.ipynb $(FLAGS)
+
+test-cluster: setup ## run a study through a real SLURM, started here from packages (minutes; not part of make test)
+	@$(RUN) python -m pytest -q tests/cluster.py
 
 test-lab: setup ## test the tutorials in a real JupyterLab and Chromium (takes minutes; not part of make test)
 	@$(RUN) python -m pytest -q tests/lab.py

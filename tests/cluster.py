@@ -1,0 +1,109 @@
+"""Studies on a real SLURM, which these tests start on this machine from Debian's packages.
+`make test-cluster` runs this (about twenty minutes); it is not a part of `make test`."""
+import csv, json, os, re, subprocess, time
+import pytest, yaml
+from browser import ROOT
+from slurm import WHY_NOT, slurm
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f'{WHY_NOT} (Debian: apt-get install slurm-wlm munge)')
+LONG = dict(overrides=['schedule.iterations=240', 'schedule.warmup=1', 'train.log_period=20', 'train.checkpoint_period=20'])
+
+def checkout(folder):
+    "A clone of the project, with a profile whose one training run takes more than a minute."
+    subprocess.run(['git', 'clone', '-q', ROOT, folder], check=True)
+    plain = yaml.safe_load((folder/'profiles'/'smoke.yaml').read_text())
+    plain['train']['common'] |= LONG
+    plain['train']['models'] = {'v1_sr0.5': {}}
+    plain |= dict(evaluate={}, tables={}, release={})
+    (folder/'profiles'/'long.yaml').write_text('# One training run.\n' + yaml.safe_dump(plain))
+    return folder
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+    with slurm(tmp_path_factory.mktemp('slurm')) as env: yield env
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory): return checkout(tmp_path_factory.mktemp('project')/'clone')
+
+@pytest.fixture(scope='module')
+def local(tmp_path_factory): return checkout(tmp_path_factory.mktemp('local')/'clone')
+
+def environment(folder, env=os.environ): return dict(env, PYTHONPATH=str(folder))
+
+def reproduce(folder, profile, *options, env=os.environ, wait=True):
+    "Run a study; its output, or the process."
+    command = ['python', 'tools/reproduce.py', profile, *options]
+    process = subprocess.Popen(command, cwd=folder, env=environment(folder, env), text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    return process.communicate()[0] if wait else process
+
+SLURM = '--workflow-profile', 'profiles/slurm'
+
+def weights(folder, profile):
+    "{run: SHA-256 of its weights}."
+    records = map(json.loads, (p.read_text() for p in (folder/'results'/'runs'/profile).glob('train_*.json')))
+    return {r['name']: r['metrics']['sha256'] for r in records}
+
+def cells(path):
+    with path.open() as file: return [*csv.DictReader(file)]
+
+@pytest.mark.parametrize('setting, value, told', [
+    ('slurm_partition', 'nope', "no partition 'nope' on this cluster: there are main, short"),
+    ('slurm_partition', 'YOUR_PARTITION', 'fill it in, or leave it empty'),
+    ('slurm_account', 'me', 'this cluster keeps no accounts'),
+])
+def test_a_wrong_profile_is_refused_before_anything_is_submitted(cluster, here, tmp_path, setting, value, told):
+    plain = yaml.safe_load((here/'profiles'/'slurm'/'config.yaml').read_text())
+    plain['default-resources'][setting] = value
+    (tmp_path/'config.yaml').write_text(yaml.safe_dump(plain))
+    said = reproduce(here, 'smoke', '--workflow-profile', str(tmp_path), env=cluster)
+    assert told in said and 'submitted' not in said and len(said.splitlines()) == 1
+
+def test_what_cannot_be_had_is_told_in_the_clusters_words(cluster, here):
+    said = reproduce(here, 'smoke', '--target', 'data', *SLURM, '--set-resources', 'data:mem_mb=900000', env=cluster)
+    assert 'failed: data: sbatch: error: Memory specification can not be satisfied' in said
+
+def test_without_accounting_tools(cluster, here, tmp_path):
+    for folder in os.environ['PATH'].split(':'):
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            link = tmp_path/name
+            if name not in ('sacct', 'sacctmgr', 'sshare') and not link.exists(): link.symlink_to(f'{folder}/{name}')
+    said = reproduce(here, 'smoke', '--target', 'data', *SLURM, env=cluster | dict(PATH=str(tmp_path)))
+    assert '1 of 1 jobs done' in said and 'squeue is asked for the state of jobs' in said
+
+def test_a_failed_run_leaves_the_record_before_it(cluster, here):
+    reproduce(here, 'smoke', '--target', 'data', *SLURM, env=cluster)
+    record = here/'results'/'runs'/'smoke'/'data.json'
+    before, notebook = record.read_text(), here/'nbs'/'experiments'/'data.ipynb'
+    source = notebook.read_text()
+    (here/'runs'/'smoke'/'data.ipynb').unlink()
+    notebook.write_text(source.replace('make_dataset(', 'no_such_function('))
+    try: said = reproduce(here, 'smoke', '--target', 'data', *SLURM, env=cluster)
+    finally: notebook.write_text(source)
+    assert re.search(r'failed: data: FAILED \(log: \S+\)', said) and 'runs/smoke/data.failed.ipynb' in said
+    assert record.read_text() == before
+
+def test_smoke_is_what_it_is_on_one_machine(cluster, here, local):
+    said = reproduce(here, 'smoke', *SLURM, env=cluster)
+    assert 'jobs done' in said and 'failed' not in said, said
+    reproduce(local, 'smoke')
+    assert weights(here, 'smoke') == weights(local, 'smoke') != {}
+    tables = sorted(path.name for path in (local/'figures'/'smoke').glob('*.csv'))
+    assert len(tables) > 4
+    for name in tables:
+        if name != 'table_cost.csv': assert cells(here/'figures'/'smoke'/name) == cells(local/'figures'/'smoke'/name)
+
+def test_cancelled_and_out_of_time_and_the_same_weights(cluster, here, local):
+    "A training run is cancelled in the middle, called again where a minute is all it gets, and ends as without that."
+    reproduce(local, 'long', '--target', 'train')
+    running = reproduce(here, 'long', '--target', 'train', *SLURM, env=cluster, wait=False)
+    checkpoint = here/'runs'/'long'/'train_v1_sr0.5_seed0'/'checkpoint.pth'
+    while not checkpoint.exists() and running.poll() is None: time.sleep(.2)
+    listed = subprocess.run(['squeue', '-h', '-o', '%j'], env=cluster, capture_output=True, text=True).stdout.split()
+    subprocess.run(['scancel', '--name=train_v1_sr0.5_seed0'], env=cluster)
+    said = running.communicate()[0]
+    assert listed == ['train_v1_sr0.5_seed0'] and 'failed: train_v1_sr0.5_seed0: CANCELLED' in said, said
+    minute = ['--set-resources', 'train_v1_sr0.5_seed0:runtime=1', 'train_v1_sr0.5_seed0:slurm_partition=short']
+    said = reproduce(here, 'long', '--target', 'train', *SLURM, *minute, env=cluster)
+    assert 'time is up for train_v1_sr0.5_seed0: submitted again from the last checkpoint' in said, said
+    assert weights(here, 'long') == weights(local, 'long') != {}
