@@ -76,7 +76,7 @@ def relinked(text, home, place=None):
         if not found[2] or re.match(r'[a-z]+:', found[2]): return found[0]
         return f'{found[1]}({linked(found[2], home, place)}{found[3] or ""})'
     def name(found):
-        target = SYMBOLS.get(found[1].removesuffix('()'))
+        target = SYMBOLS.get(found[1].removesuffix('()')) if re.search(r'[_.(A-Z]', found[1]) else None # words are words
         return f'[{found[0]}]({posixpath.relpath(target, place or ".")})' if target else found[0]
     parts = re.split(r'(^```.*?^```$)', text, flags=re.S | re.M) # code stays
     for i in range(0, len(parts), 2):
@@ -164,7 +164,7 @@ def stage(nb, target, source, note=''):
     try: title, description, rest = opening(nb)
     except MimdetError as e: raise MimdetError(f'{source} {e}') from None
     front = yaml.safe_dump(dict(title=title, description=description), allow_unicode=True, width=1000)
-    origin = f'[{source}]({GIT}/{source}){{.notebook-source}} {note}{elsewhere(source)}'
+    origin = f'[{source}]({GIT}/{source}){{.notebook-source}} {note}{"." if note else ""}{elsewhere(source)}'
     cells = [new_raw_cell(f'---\n{front}---'), new_markdown_cell(f'{origin}\n\n{relinked(rest, home, place)}')]
     for cell in nb.cells[1:]:
         if cell.cell_type == 'markdown':
@@ -224,10 +224,12 @@ def cells(line): return [cell.strip() for cell in re.split(r'(?<!\\)\|', line.st
 def narrowed(table, chosen=None):
     "A Markdown table without columns in which nothing stands; or chosen columns of its first rows that were run."
     head, rule, *rows = map(cells, table)
-    told = [i for i in range(len(head)) if any(row[i] not in EMPTY for row in rows)]
+    told = {i for i in range(len(head)) if any(row[i] not in EMPTY for row in rows)}
     kept = [head.index(name) for name in chosen if name in head] if chosen else range(len(head))
     if chosen: rows = [row for row in rows if row[kept[1]] != 'not run'][:LONGEST]
-    return '\n'.join('| ' + ' | '.join(row[i] for i in kept if i in told) + ' |' for row in (head, rule, *rows))
+    kept = [i for i in kept if i in told]
+    if not rows or len(kept) < 2: return 'Nothing of it was run.'
+    return '\n'.join('| ' + ' | '.join(row[i] for i in kept) + ' |' for row in (head, rule, *rows))
 
 def whole_table(text):
     "A table's file with narrower tables, and with captions in small print."
@@ -252,19 +254,22 @@ def shown(study, job, books):
     title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
     about = [p for p in relinked(rest, 'figures', 'results').split('\n\n') if not p.startswith('This notebook ')]
     title = title.partition(': ')[2] or title
-    parts = [f'## {title[0].upper()}{title[1:]} {{#{job.name}}}',
+    again = not table.exists() and (ROOT/study.figures/f'table_{job.name}.md').exists() # a table has this title
+    parts = [f'## {title[0].upper()}{title[1:]}{": figure" if again else ""} {{#{job.name}}}',
              f'*{question}* {answer(job.name, study.profile, ROOT)}'.strip()]
     page = f'{study.profile}/{job.name}.md'
     if table.exists():
         head = re.match(r'(?:\|.*\n)+', table.read_text())[0].splitlines()
         parts.append(narrowed(head, SHORT.get(job.name)))
+        cut = f'The first {LONGEST} of {len(head) - 2} rows. ' if job.name in SHORT and len(head) - 2 > LONGEST else ''
         body = whole_table(re.sub(r'^#', '##', table.read_text(), flags=re.M))
     else:
         parts.append(f'[![]({picture}){{fig-alt="{title}: {question}"}}]({picture})')
         body = f'![](../{picture}){{fig-alt="{title}: {question}"}}'
-    parts.append(f'[The whole table]({page}): all columns, caption, files and records.' if table.exists() else
+    parts.append(f'{cut}[The whole table]({page}): rows, columns, caption, files and records.' if table.exists() else
                  f'[Full size]({page}), files and records.')
-    whole = '\n\n'.join([*[p.replace('](../', '](../../') for p in about], body,
+    back = f'[Results: {study.profile}](../{study.profile}.md#{job.name})'
+    whole = '\n\n'.join([back, *[p.replace('](../', '](../../') for p in about], body,
                           origin_of(study, job, books, '../../')])
     write(f'results/{page}', f'{study.profile}: {title}', question, whole,
           toc=False, **{'page-layout': 'full'})
