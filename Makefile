@@ -64,11 +64,11 @@ lab: setup ## open the tutorials in JupyterLab, which saves notebooks without ou
 	@$(RUN) PYTHONPATH=tools IPYTHONDIR="$(CURDIR)/tools/ipython" jupyter lab --config=tools/lab.py --notebook-dir=. \
 	    --LabApp.default_url=/lab/tree/nbs/tutorials/explore.ipynb $(FLAGS)
 
-test-cluster: setup ## run a study through a real SLURM, started here from packages (minutes; not part of make test)
-	@$(RUN) python -m pytest -q tests/cluster.py
-
 test-lab: setup ## test the tutorials in a real JupyterLab and Chromium (takes minutes; not part of make test)
 	@$(RUN) python -m pytest -q tests/lab.py
+
+test-cluster: setup ## run a study through a real SLURM, started here from packages (minutes; not part of make test)
+	@$(RUN) python -m pytest -q tests/cluster.py
 
 lock: setup ## update requirements.lock from pyproject.toml (FLAGS=--upgrade for the newest versions)
 	@$(RUN) python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -121,7 +121,8 @@ class Failure(NamedTuple):
         else: what = 'fix what the log says, and call again'
         return f'failed: {self.name}: {self.why}{f" (log: {self.log})" if self.log else ""}; {what}'
 
-NEXT = re.compile(r'\[|Job \d|Cleaning |Exiting |Select |Execute |Finished |\d+ of |No SLURM|Unable |Removing |Complete ')
+# how the lines begin with which snakemake goes on to something else
+NEXT = re.compile(r'\[|Job \d|\d+ of |(Cleaning|Exiting|Select|Execute|Finished|No SLURM|Unable|Removing|Complete)\b')
 
 class Follower(threading.Thread):
     "Reads what snakemake says: prints jobs as they are submitted and as they fail, and keeps the rest."

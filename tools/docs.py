@@ -76,7 +76,8 @@ def relinked(text, home, place=None):
         if not found[2] or re.match(r'[a-z]+:', found[2]): return found[0]
         return f'{found[1]}({linked(found[2], home, place)}{found[3] or ""})'
     def name(found):
-        target = SYMBOLS.get(found[1].removesuffix('()')) if re.search(r'[_.(A-Z]', found[1]) else None # words are words
+        if not re.search(r'[_.(A-Z]', found[1]): return found[0] # a word
+        target = SYMBOLS.get(found[1].removesuffix('()'))
         return f'[{found[0]}]({posixpath.relpath(target, place or ".")})' if target else found[0]
     parts = re.split(r'(^```.*?^```$)', text, flags=re.S | re.M) # code stays
     for i in range(0, len(parts), 2):
@@ -392,7 +393,8 @@ SEARCH = {
 
 IN_SIGHT = """
 { const bar = document.querySelector('#quarto-sidebar'), entry = bar?.querySelector('.active');
-  if (entry) bar.scrollTop += entry.getBoundingClientRect().top - bar.getBoundingClientRect().top - bar.clientHeight/2; }
+  const top = (e) => e.getBoundingClientRect().top;
+  if (entry) bar.scrollTop += top(entry) - top(bar) - bar.clientHeight/2; }
 """
 
 def render_smalldocs(out):

@@ -71,7 +71,8 @@ def values(entry):
 def where(entry):
     "Describe the source of an entry."
     if 'why' in entry: return entry['why']
-    if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {entry.get("columns") or entry["column"]}'
+    columns = entry.get('columns') or entry.get('column')
+    if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {columns}'
     if 'took' in entry: return f'runs of profile {entry["took"]}'
     return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
