@@ -7,7 +7,7 @@ from browser import ROOT
 from slurm import WHY_NOT, slurm
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f'{WHY_NOT} (Debian: apt-get install slurm-wlm munge)')
-LONG = dict(overrides=['schedule.iterations=240', 'schedule.warmup=1', 'train.log_period=20',
+LONG = dict(overrides=['schedule.iterations=500', 'schedule.warmup=1', 'train.log_period=20',
                        'train.checkpoint_period=20'])
 
 def checkout(folder):

@@ -142,7 +142,7 @@ def submit(study, target, call, left, cluster, lock):
             running.wait()
             sys.exit('interrupted: call again to go on')
         follower.join()
-        cut = {each.name: checkpoint_time(study, each.name) for each in follower.failed if each.out_of_time}
+        cut = {each.name: last_written(study, each.name) for each in follower.failed if each.out_of_time}
         further = [name for name, saved in cut.items() if saved and saved != before.get(name)]
         if not further or {each.name for each in follower.failed} - {*further}: break
         print(f'time is up for {", ".join(further)}: submitted again from the last checkpoint', flush=True)
@@ -157,11 +157,11 @@ def submit(study, target, call, left, cluster, lock):
     if code: sys.exit(INCOMPLETE.format(study.profile))
     show(study, target)
 
-def checkpoint_time(study, name):
-    "When a training run last wrote a checkpoint; None if it never did."
-    folder = study.jobs[name].parameters.get('output')
-    file = Path(ROOT, folder, 'checkpoint.pth') if folder else None
-    return file.stat().st_mtime if file and file.exists() else None
+def last_written(study, name):
+    "When a run last wrote a checkpoint, or its end; None if it never did."
+    job = study.jobs[name]
+    files = Path(ROOT, job.parameters.get('output', ''), 'checkpoint.pth'), Path(ROOT, job.executed)
+    return max((file.stat().st_mtime for file in files if file.exists()), default=None)
 
 def show(study, target):
     "Print the main tables and list the other files."
