@@ -94,6 +94,17 @@ def test_wrong_addresses_have_a_page_and_pages_a_version(site):
     assert 'There is no such page' in text(site/'404.html')
     assert re.search(r'mimdet \d+\.\d+', text(site/'guide'/'models.html'))
 
+def test_tutorials_open_elsewhere(site):
+    "Binder and Colab get files that are there, and Binder's build calls the set-up."
+    told = (site/'tutorials'/'explore.html').read_text()
+    for link in re.findall(r'href="(https://(?:mybinder|colab)[^"]*)"', told):
+        assert (ROOT/re.search(r'nbs/.*\.ipynb', link)[0]).is_file()
+    assert told.count('mybinder.org') == told.count('colab.research') == 1
+    script = (ROOT/'.binder'/'postBuild').read_text()
+    assert 'python tools/setup.py "$NB_PYTHON_PREFIX"' in script and (ROOT/'tools'/'setup.py').is_file()
+    version = (ROOT/'.binder'/'runtime.txt').read_text()
+    assert version.strip() in ('python-3.11', 'python-3.12', 'python-3.13')
+
 def test_reference_has_no_marks_of_the_command_line(site):
     assert [page.name for page in site.rglob('*.html') if 'Param(' in text(page)] == []
 

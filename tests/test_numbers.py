@@ -48,7 +48,7 @@ def test_a_record_must_have_the_number(tool, monkeypatch):
     line, entry = 'It took 12 minutes.', dict(file='*', text='took 12 minutes', took='quick')
     number, = tool.NUMBER.finditer(line)
     for value, explained in (('12', True), ('11', False)):
-        monkeypatch.setattr(tool, 'value', lambda entry: value)
+        monkeypatch.setattr(tool, 'values', lambda entry: [value])
         assert bool(tool._from_ledger([entry], line, number)) == explained
 
 def test_everything_in_the_project_has_a_source(tool): assert tool.check_numbers() == []
