@@ -45,9 +45,11 @@ def test_only_what_is_needed_is_missing(project, tmp_path):
 
 def test_cluster_dry_run(project, tmp_path):
     cluster = ['--workflow-profile', 'profiles/slurm', '-n']
-    done = run_command('snakemake', *cluster, '--config', 'profile=gpu', cwd=project)
+    done = run_command('snakemake', *cluster, '--config', 'profile=gpu', 'cluster=1', cwd=project)
     told = done.stdout + done.stderr
-    assert done.returncode == 0 and 'slurm_partition=YOUR_PARTITION' in told and 'gpu=1' in told, told
+    assert done.returncode == 0 and 'nodes=1' in told and 'gpu=1' in told, told
+    training = told.partition('rule train_v1_sr0.5_seed0:')[2].partition('resources: ')[2].partition('\n')[0]
+    assert 'mem_mb=21000' in training and 'threads: 6' in told, training
     done = reproduce(project, 'gpu', *cluster, datasets=tmp_path)
     assert done.returncode == 0 and ' GPU hours, ' in done.stdout and 'probe' not in done.stdout, done.stderr
 

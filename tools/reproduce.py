@@ -180,7 +180,7 @@ def complain(study, absent):
 def main(profile, target, cores, dry, options, lock):
     study = read_study(profile, ROOT/'profiles')
     needed, elsewhere = asked(study, target), goes_elsewhere(options)
-    cluster = prepared(options, ROOT)
+    cluster = None if dry else prepared(options, ROOT)
     if cluster: options = [*options, *cluster.options]
     absent, call = missing_files(study, needed), (target, cores, *options)
     if absent and not dry: complain(study, absent)
