@@ -45,7 +45,7 @@ SLURM = '--workflow-profile', 'profiles/slurm'
 def weights(folder, profile):
     "{run: SHA-256 of its weights}."
     records = map(json.loads, (p.read_text() for p in (folder/'results'/'runs'/profile).glob('train_*.json')))
-    return {r['name']: r['metrics']['sha256'] for r in records}
+    return {r['name']: r['weights'] for r in records}
 
 def cells(path):
     with path.open() as file: return [*csv.DictReader(file)]

@@ -49,9 +49,24 @@ def test_cluster_dry_run(project, tmp_path):
     told = done.stdout + done.stderr
     assert done.returncode == 0 and 'nodes=1' in told and 'gpu=1' in told, told
     training = told.partition('rule train_v1_sr0.5_seed0:')[2].partition('resources: ')[2].partition('\n')[0]
-    assert 'mem_mb=21000' in training and 'threads: 6' in told, training
+    assert 'mem_mb=21000' in training, training
     done = reproduce(project, 'gpu', *cluster, datasets=tmp_path)
     assert done.returncode == 0 and ' GPU hours, ' in done.stdout and 'probe' not in done.stdout, done.stderr
+
+def test_what_is_asked_of_a_cluster(project, tmp_path, monkeypatch):
+    "CPUs of the study's, not of this machine; memory and minutes by the kind of job; a name."
+    plain = yaml.safe_load((project/'profiles'/'smoke.yaml').read_text())
+    plain['threads']['data'] = 5
+    (project/'profiles'/'five.yaml').write_text('# Five threads.\n' + yaml.safe_dump(plain))
+    for name, act in dict(sbatch=f'echo "$@" > {tmp_path}/asked; exit 1', sinfo="echo 'main*'", squeue='true').items():
+        (tmp_path/name).write_text(f'#!/bin/sh\n{act}\n')
+        (tmp_path/name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    run_command('snakemake', '--nolock', '--workflow-profile', 'profiles/slurm', '--slurm-status-command', 'squeue',
+                '--slurm-init-seconds-before-status-checks', '1', '--config', 'profile=five', 'cluster=1', '--', 'data',
+                cwd=project)
+    asked = (tmp_path/'asked').read_text()
+    for words in ('--job-name data', '-t 120', '--mem 2000', '--nodes=1', '--cpus-per-task=5'): assert words in asked
 
 def test_runs_on_a_folder_laid_out_as_coco(project, coco):
     "The coco profile with tiny recipes, a few of its models, and an autoencoder of that size."
