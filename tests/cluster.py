@@ -89,7 +89,8 @@ def test_a_failed_run_leaves_the_record_before_it(cluster, here):
 
 def test_smoke_is_what_it_is_on_one_machine(cluster, here, local):
     said = reproduce(here, 'smoke', *SLURM, env=cluster)
-    assert 'jobs done' in said and 'failed' not in said, said
+    print(said) # for pytest -s
+    assert 'jobs done' in said and 'failed' not in said
     reproduce(local, 'smoke')
     assert weights(here, 'smoke') == weights(local, 'smoke') != {}
     tables = sorted(path.name for path in (local/'figures'/'smoke').glob('*.csv'))
