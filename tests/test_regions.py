@@ -135,7 +135,7 @@ def test_numbers_that_are_not_finite(detector):
 def test_a_loss_of_detectron2s(place):
     cfg = configuration()
     OmegaConf.update(cfg, f'model.{place}.box_reg_loss_type', 'giou', force_add=True)
-    with pytest.raises(MimdetError, match='smooth_l1; for giou name the class of detectron2'): build(cfg)
+    with pytest.raises(MimdetError, match="smooth_l1; for giou use detectron2's class"): build(cfg)
     build(as_detectron2(cfg))
 
 def test_same_seed_same_sample(detector):
