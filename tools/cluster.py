@@ -115,10 +115,10 @@ class Failure(NamedTuple):
     def out_of_time(self): return any(word in self.why for word in OUT_OF_TIME)
 
     def __str__(self):
-        if self.out_of_time or 'CANCELLED' in self.why: what = 'call again: a training run continues at its checkpoint'
+        if self.out_of_time or 'CANCELLED' in self.why: what = 'repeat the command: a training run continues at its checkpoint'
         elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb, in the profile'
         elif 'sbatch' in self.why: what = 'correct what the profile asks for'
-        else: what = 'fix what the log says, and call again'
+        else: what = 'fix what the log says, and repeat the command'
         return f'failed: {self.name}: {self.why}{f" (log: {self.log})" if self.log else ""}; {what}'
 
 # how the lines begin with which snakemake goes on to something else

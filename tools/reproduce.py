@@ -100,15 +100,18 @@ def tell(study, names):
             hours = gpu_hours(study, job)
             print(f'  needs   {job.gpus} GPUs, {hours:.0f} GPU hours if they are as fast as the authors\'')
 
+def done_since(study, names, since):
+    "Those of the jobs that have ended well since a time."
+    files = {n: ROOT/study.jobs[n].executed for n in names}
+    return [n for n, file in files.items() if file.exists() and file.stat().st_mtime >= since]
+
 class Progress(threading.Thread):
     "Report after each job how many are done, and how long the rest will take at the pace so far."
     def __init__(self, study, ahead):
         super().__init__(daemon=True)
         self.study, self.ahead, self.started, self.over = study, ahead, time.time(), threading.Event()
 
-    def done(self):
-        files = {n: ROOT/self.study.jobs[n].executed for n in self.ahead.seconds}
-        return [n for n, file in files.items() if file.exists() and file.stat().st_mtime >= self.started]
+    def done(self): return done_since(self.study, self.ahead.seconds, self.started)
 
     def run(self):
         told = []
@@ -129,26 +132,25 @@ def failures(study, left, since):
 
 def submit(study, target, call, left, cluster, lock):
     "Run jobs on a cluster; those whose time is up are submitted again, as long as they come further."
-    started, left = time.time(), list(left)
-    before = {}
+    started, before = time.time(), {}
     while True:
         running = subprocess.Popen(
             command(study.profile, *call, '--quiet', 'host', 'reason', limit=cluster.limit), cwd=ROOT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[lock.fileno()])
+            env=os.environ | KEEP_MEMORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            pass_fds=[lock.fileno()])
         follower = Follower(running.stderr, left, ROOT)
         follower.start()
         try: code = running.wait()
         except KeyboardInterrupt: # snakemake was told too: it cancels what it submitted
             running.wait()
-            sys.exit('interrupted: call again to go on')
+            sys.exit('interrupted: run the same command again to continue')
         follower.join()
         cut = {each.name: last_written(study, each.name) for each in follower.failed if each.out_of_time}
         further = [name for name, saved in cut.items() if saved and saved != before.get(name)]
         if not further or {each.name for each in follower.failed} - {*further}: break
         print(f'time is up for {", ".join(further)}: submitted again from the last checkpoint', flush=True)
         before |= cut
-    done = [n for n in left if (ROOT/study.jobs[n].executed).exists() and
-            (ROOT/study.jobs[n].executed).stat().st_mtime >= started]
+    done = done_since(study, left, started)
     print(f'{len(done)} of {len(left)} jobs done in {span(time.time() - started)}')
     named = {each.name for each in follower.failed}
     for name, log in failures(study, left, started).items():
@@ -214,8 +216,7 @@ def main(profile, target, cores, dry, options, lock):
     print(f'{len(progress.done())} of {len(left)} jobs done in {took} (estimated: {span(ahead.wall)})')
     for name, log in failures(study, left, progress.started).items():
         print(f'failed: {name}, its log: {log.relative_to(ROOT)}', file=sys.stderr)
-    if code:
-        sys.exit(INCOMPLETE.format(profile))
+    if code: sys.exit(INCOMPLETE.format(profile))
     show(study, target)
 
 def opened(lock):
