@@ -47,18 +47,17 @@ def prepared(options, root):
             raise MimdetError(f'{file}: {key} is still {value}: fill it in, or leave it empty for the default')
     if not shutil.which('sbatch'):
         raise MimdetError('no sbatch here: call this on a machine that submits jobs to the cluster')
-    ours, lines = ['--slurm-init-seconds-before-status-checks', str(FIRST_LOOK)], []
+    ours, lines = {'slurm-init-seconds-before-status-checks': str(FIRST_LOOK)}, []
     said, works = told('sacct', '-n', '-X')
     if not works or 'disabled' in said:
         if asked.get('slurm_account'):
             raise MimdetError(f'{file}: slurm_account is {asked["slurm_account"]}, and this cluster keeps no accounts: '
                               'leave it empty')
         _check_squeue()
-        ours += ['--slurm-status-command', 'squeue']
+        ours['slurm-status-command'] = 'squeue'
         lines.append('accounting is off on this cluster: squeue is asked for the state of jobs')
-    if not asked.get('slurm_account'): ours.append('--slurm-no-account')
-    limit = time_limit(asked.get('slurm_partition'))
-    return Cluster([word for word in ours if option(options, word.lstrip('-')) == ''], lines, limit)
+    words = [word for name, value in ours.items() if not option(options, name) for word in (f'--{name}', value)]
+    return Cluster(words, lines, time_limit(asked.get('slurm_partition')))
 
 def _check_squeue():
     "squeue must remember jobs for longer than snakemake takes to ask."
@@ -74,12 +73,11 @@ def time_limit(partition=''):
     "Minutes that a partition allows, the default one without a name; 0: any time."
     said, works = told('sinfo', '-h', '-o', '%P|%l')
     limits = dict(line.split('|') for line in said.splitlines() if works and '|' in line)
-    names = [name for name in limits if name == partition or not partition and name.endswith('*')]
-    if partition and partition not in {name.rstrip('*') for name in limits}:
-        raise MimdetError(f'no partition {partition!r} on this cluster: there are '
-                          f'{", ".join(name.rstrip("*") for name in limits)}')
-    found = limits.get(f'{partition}*') or next((limits[name] for name in names), '')
-    return minutes_of(found)
+    default = next((name for name in limits if name.endswith('*')), '')
+    names = {name.rstrip('*'): name for name in limits}
+    if partition and partition not in names:
+        raise MimdetError(f'no partition {partition!r} on this cluster: there are {", ".join(names)}')
+    return minutes_of(limits.get(names.get(partition, default), ''))
 
 def minutes_of(text):
     "Minutes of SLURM's days-hours:minutes:seconds; 0 for infinite or nothing."
