@@ -249,14 +249,18 @@ def origin_of(study, job, books, up):
     return (f'::: {{.origin}}\nFiles: {", ".join(files)}. Made by this {program} from the records {names} '
             f'(common digest {read_digest(origin)}).\n:::')
 
-def shown(study, job, books):
-    "A table or figure on the page of its study: the answer, the picture or a short table, and where to read on."
+def title_of(job):
+    title = opening(nbformat.read(ROOT/job.notebook, 4))[0]
+    return title.partition(': ')[2] or title
+
+def shown(study, job, books, taken):
+    """A table or figure on the page of its study: the answer, the picture or a short table, and where to read on.
+    A figure is called so if a table has taken its title."""
     table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
-    title, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
+    _, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
     about = [p for p in relinked(rest, 'figures', 'results').split('\n\n') if not p.startswith('This notebook ')]
-    title = title.partition(': ')[2] or title
-    again = not table.exists() and (ROOT/study.figures/f'table_{job.name}.md').exists() # a table has this title
-    parts = [f'## {title[0].upper()}{title[1:]}{": figure" if again else ""} {{#{job.name}}}',
+    title = title_of(job) + (': figure' if title_of(job) in taken and not table.exists() else '')
+    parts = [f'## {title[0].upper()}{title[1:]} {{#{job.name}}}',
              f'*{question}* {answer(job.name, study.profile, ROOT)}'.strip()]
     page = f'{study.profile}/{job.name}.md'
     if table.exists():
@@ -307,10 +311,11 @@ def study_pages(name):
     write(f'results/{name}/records.md', f'{name}: records', f'The run records of the study {name}.',
           '\n'.join(records(study)) + '\n\n## Executed notebooks\n\n' + ('\n'.join(lines) or none))
     def is_table(job): return (ROOT/study.figures/f'{job.name}.md').exists()
-    cards = [f'::: {{.card}}\n{shown(study, job, books)}\n:::' for job in drawn if not is_table(job)]
+    titles = {title_of(job) for job in drawn if is_table(job)}
+    cards = [f'::: {{.card}}\n{shown(study, job, books, titles)}\n:::' for job in drawn if not is_table(job)]
     parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; '
              f'all [records]({name}/records.md) are listed with their digests.',
-             *(shown(study, job, books) for job in drawn if is_table(job))]
+             *(shown(study, job, books, titles) for job in drawn if is_table(job))]
     if cards: parts += [':::: {.cards}', *cards, '::::']
     return write(f'results/{name}.md', f'Results: {name}', about, '\n\n'.join(parts))
 
