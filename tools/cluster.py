@@ -113,7 +113,7 @@ class Failure(NamedTuple):
     def out_of_time(self): return any(word in self.why for word in OUT_OF_TIME)
 
     def __str__(self):
-        if self.out_of_time or 'CANCELLED' in self.why: what = 'repeat the command: a training run continues at its checkpoint'
+        if self.out_of_time or 'CANCELLED' in self.why: what = 'repeat the command, training continues at its checkpoint'
         elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb, in the profile'
         elif 'sbatch' in self.why: what = 'correct what the profile asks for'
         else: what = 'fix what the log says, and repeat the command'
