@@ -7,6 +7,7 @@ import yaml
 from mimdet.base.core import MimdetError
 
 FIRST_LOOK = 10 # seconds until snakemake first asks for the state of its jobs
+AGAIN = 'repeat the command: a training run continues at its checkpoint'
 OUT_OF_TIME = 'TIMEOUT', 'DEADLINE', 'DUE TO TIME LIMIT'
 
 def told(*command):
@@ -113,7 +114,7 @@ class Failure(NamedTuple):
     def out_of_time(self): return any(word in self.why for word in OUT_OF_TIME)
 
     def __str__(self):
-        if self.out_of_time or 'CANCELLED' in self.why: what = 'repeat the command, training continues at its checkpoint'
+        if self.out_of_time or 'CANCELLED' in self.why: what = AGAIN
         elif 'OUT_OF_MEMORY' in self.why: what = 'ask for more: set-resources with mem_mb, in the profile'
         elif 'sbatch' in self.why: what = 'correct what the profile asks for'
         else: what = 'fix what the log says, and repeat the command'
