@@ -46,17 +46,19 @@ def take_gpus(pool, wanted, share, alone):
     return held
 
 def fail(name, why, part, failed):
-    if part.exists(): part.replace(failed)
-    sys.exit(f'{name}: error: {why} (partial run with traceback: {failed})')
+    if part.exists():
+        part.replace(failed)
+        why += f' (partial run with traceback: {failed})'
+    sys.exit(f'{name}: error: {why}')
 
 def main(source, executed, parameters, gpus='0', share='1', alone='0'):
     parameters, executed = json.loads(parameters), Path(executed)
     name, started = executed.stem, time.time()
-    executed.parent.mkdir(parents=True, exist_ok=True)
     part, failed = executed.with_suffix('.part.ipynb'), executed.with_suffix('.failed.ipynb')
     out = Prefixed(name)
     for quiet in ('papermill', 'traitlets'): logging.getLogger(quiet).setLevel(logging.ERROR)
     try:
+        executed.parent.mkdir(parents=True, exist_ok=True)
         pool, gpus = os.environ.get('MIMDET_GPUS', '').split(','), int(gpus)
         held = None # the locks are held until this process ends
         if gpus and len(pool) > 1: held = take_gpus(pool, gpus, int(share), alone == '1')
