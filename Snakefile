@@ -2,7 +2,7 @@
 # see nbs/study/03_jobs.ipynb. Each run also writes its executed notebook below runs/, which is not in git. A fresh
 # clone has none, so everything runs there, except runs whose committed records the profile accepts.
 import json, sys
-sys.path.insert(0, 'tools')
+sys.path.append('tools') # last: names there, such as test, are others' too
 from cluster import name_jobs
 from mimdet.base.core import MimdetError
 from mimdet.study.jobs import inputs, made_by, read_study, recorded, targets

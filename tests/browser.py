@@ -79,14 +79,21 @@ def browser():
             process.terminate()
             process.wait()
 
+def free_ports(count):
+    "Ports that nothing listens on."
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets: each.bind(('127.0.0.1', 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets: each.close()
+
 @contextmanager
 def jupyterlab(folder, *options):
     "The address of a server that stands in a folder, as `make lab` starts it; its token is 'test'."
     told = subprocess.run(['make', '--no-print-directory', '-n', 'lab'], cwd=ROOT, capture_output=True, text=True)
     command = told.stdout.replace('\\\n', ' ').splitlines()[-1]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    port, = free_ports(1)
     options = ' '.join(['--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=test', *options])
     server = subprocess.Popen(f'exec env {command} {options}', shell=True, cwd=folder,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

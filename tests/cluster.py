@@ -3,7 +3,7 @@
 import csv, json, os, re, subprocess, sys, time
 from pathlib import Path
 import pytest, yaml
-from browser import ROOT
+from conftest import copy_project
 from slurm import WHY_NOT, slurm
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f'{WHY_NOT} (Debian: apt-get install slurm-wlm munge)')
@@ -11,8 +11,8 @@ LONG = dict(overrides=['schedule.iterations=500', 'schedule.warmup=1', 'train.lo
                        'train.checkpoint_period=20'])
 
 def checkout(folder):
-    "A clone of the project, with a profile whose one training run takes more than a minute."
-    subprocess.run(['git', 'clone', '-q', ROOT, folder], check=True)
+    "A copy of the project, with a profile whose one training run takes more than a minute."
+    copy_project(folder)
     plain = yaml.safe_load((folder/'profiles'/'smoke.yaml').read_text())
     plain['train']['common'] |= LONG
     plain['train']['models'] = {'v1_sr0.5': {}}
@@ -26,10 +26,10 @@ def cluster(tmp_path_factory):
     with slurm(tmp_path_factory.mktemp('slurm')) as env: yield env
 
 @pytest.fixture(scope='module')
-def here(tmp_path_factory): return checkout(tmp_path_factory.mktemp('project')/'clone')
+def here(tmp_path_factory): return checkout(tmp_path_factory.mktemp('project')/'copy')
 
 @pytest.fixture(scope='module')
-def local(tmp_path_factory): return checkout(tmp_path_factory.mktemp('local')/'clone')
+def local(tmp_path_factory): return checkout(tmp_path_factory.mktemp('local')/'copy')
 
 def environment(folder, env=os.environ): return dict(env, PYTHONPATH=str(folder))
 

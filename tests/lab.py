@@ -1,9 +1,10 @@
 """The tutorials in a real JupyterLab and Chromium, as a reader uses them.
 `make test-lab` runs this; it is not a part of `make test`."""
-import json, os, shutil, subprocess, tempfile, time
+import json, os, subprocess, tempfile, time
 from contextlib import contextmanager
 import pytest
 from browser import CHROMIUM, ROOT, browser, jupyterlab
+from conftest import copy_project
 
 PHOTOGRAPHS = sorted((ROOT.parent/'shared'/'coco_sample').rglob('*.jpg'))
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium is installed')
@@ -134,10 +135,7 @@ def test_a_cell_that_was_interrupted_runs_again(lab, path, long):
 
 def test_what_is_exported_reaches_an_open_kernel(tmp_path):
     "In a copy of the project: a function is called, its notebook changed and exported, and the function called again."
-    for name in subprocess.check_output(['git', 'ls-files', 'nbs', 'mimdet', 'tools', '*.toml', '*.ini'], cwd=ROOT,
-                                        text=True).split():
-        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT/name, tmp_path/name)
+    copy_project(tmp_path)
     with jupyterlab(tmp_path, '--expose-app-in-browser') as address:
         with notebook(f'{address}/lab/tree', 'method/01_tokens.ipynb') as tab:
             call = f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n' \

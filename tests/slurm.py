@@ -2,6 +2,7 @@
 import os, shutil, socket, subprocess, time
 from contextlib import contextmanager
 from pathlib import Path
+from browser import free_ports
 
 CONF = Path('/etc/slurm/slurm.conf')
 DAEMONS = 'munged', 'slurmctld', 'slurmd'
@@ -36,15 +37,6 @@ NodeName={host} CPUs={cores} RealMemory={memory} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=UNLIMITED State=UP
 PartitionName=short Nodes={host} MaxTime=1 State=UP
 """
-
-def free_ports(count):
-    "Ports that nothing listens on."
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets: each.bind(('127.0.0.1', 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets: each.close()
 
 @contextmanager
 def slurm(folder, *, cores=2, memory=12000):

@@ -8,7 +8,7 @@ from mimdet.base.core import MimdetError
 
 FIRST_LOOK = 10 # seconds until snakemake first asks for the state of its jobs
 AGAIN = 'repeat the command: a training run continues at its checkpoint'
-OUT_OF_TIME = 'TIMEOUT', 'DEADLINE', 'DUE TO TIME LIMIT'
+OUT_OF_TIME = 'TIMEOUT', 'DEADLINE'
 
 def told(*command):
     "What a command prints, and whether it succeeded."

@@ -7,6 +7,7 @@ formulas as MathML, the search index as a script, no fonts from elsewhere. At la
 (tools/check_docs.py)."""
 import argparse, ast, html, json, posixpath, re, shutil, subprocess, sys, time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 import nbformat, yaml
 from nbformat.v4 import new_markdown_cell, new_raw_cell
@@ -14,7 +15,7 @@ from check_docs import check
 from test_notebooks import ROOT, SETTINGS, directives, notebooks
 from mimdet._modidx import d as INDEX
 from mimdet.base.core import MimdetError, complaining
-from mimdet.study.answers import answer
+from mimdet.study.answers import answers
 from mimdet.study.records import read_record, run_seconds
 from mimdet.study.pages import read_digest, read_names
 from mimdet.study.profile import profiles
@@ -249,24 +250,27 @@ def origin_of(study, job, books, up):
     return (f'::: {{.origin}}\nFiles: {", ".join(files)}. Made by this {program} from the records {names} '
             f'(common digest {read_digest(origin)}).\n:::')
 
-def title_of(job):
-    title = opening(nbformat.read(ROOT/job.notebook, 4))[0]
-    return title.partition(': ')[2] or title
+@cache
+def figure_opening(notebook):
+    "As `opening`, of a notebook that draws a figure or a table; its title without that word."
+    title, question, rest = opening(nbformat.read(ROOT/notebook, 4))
+    return title.partition(': ')[2] or title, question, rest
 
-def shown(study, job, books, taken):
+def shown(study, job, books, told, taken):
     """A table or figure on the page of its study: the answer, the picture or a short table, and where to read on.
-    A figure is called so if a table has taken its title."""
+    `told` is its sentence. A figure is called so if a table has taken its title."""
     table, picture = ROOT/study.figures/f'{job.name}.md', f'../{study.figures}/{job.name}.png'
-    _, question, rest = opening(nbformat.read(ROOT/job.notebook, 4))
+    title, question, rest = figure_opening(job.notebook)
     about = [p for p in relinked(rest, 'figures', 'results').split('\n\n') if not p.startswith('This notebook ')]
-    title = title_of(job) + (': figure' if title_of(job) in taken and not table.exists() else '')
-    parts = [f'## {title[0].upper()}{title[1:]} {{#{job.name}}}',
-             f'*{question}* {answer(job.name, study.profile, ROOT)}'.strip()]
+    if title in taken and not table.exists(): title += ': figure'
+    parts = [f'## {title[0].upper()}{title[1:]} {{#{job.name}}}', f'*{question}* {told}'.strip()]
     page = f'{study.profile}/{job.name}.md'
     if table.exists():
         head = re.match(r'(?:\|.*\n)+', table.read_text())[0].splitlines()
-        parts.append(narrowed(head, SHORT.get(job.name)))
-        cut = f'The first {LONGEST} of {len(head) - 2} rows. ' if job.name in SHORT and len(head) - 2 > LONGEST else ''
+        short = narrowed(head, SHORT.get(job.name))
+        left, rows = short.count('\n') - 1, len(head) - 2
+        cut = f'{left} of {rows} rows. ' if 0 < left < rows else ''
+        parts.append(short)
         body = whole_table(re.sub(r'^#', '##', table.read_text(), flags=re.M))
     else:
         parts.append(f'[![]({picture}){{fig-alt="{title}: {question}"}}]({picture})')
@@ -311,11 +315,13 @@ def study_pages(name):
     write(f'results/{name}/records.md', f'{name}: records', f'The run records of the study {name}.',
           '\n'.join(records(study)) + '\n\n## Executed notebooks\n\n' + ('\n'.join(lines) or none))
     def is_table(job): return (ROOT/study.figures/f'{job.name}.md').exists()
-    titles = {title_of(job) for job in drawn if is_table(job)}
-    cards = [f'::: {{.card}}\n{shown(study, job, books, titles)}\n:::' for job in drawn if not is_table(job)]
+    titles = {figure_opening(job.notebook)[0] for job in drawn if is_table(job)}
+    sentences = answers(name, ROOT)
+    def part(job): return shown(study, job, books, sentences[job.name], titles)
+    cards = [f'::: {{.card}}\n{part(job)}\n:::' for job in drawn if not is_table(job)]
     parts = [f'The [profile]({GIT}/profiles/{name}.yaml) says which runs there are; '
              f'all [records]({name}/records.md) are listed with their digests.',
-             *(shown(study, job, books, titles) for job in drawn if is_table(job))]
+             *(part(job) for job in drawn if is_table(job))]
     if cards: parts += [':::: {.cards}', *cards, '::::']
     return write(f'results/{name}.md', f'Results: {name}', about, '\n\n'.join(parts))
 

@@ -2,6 +2,7 @@
 import os, re
 import nbformat
 from test_notebooks import ROOT, client
+from mimdet.architecture import save_architecture
 
 SOURCE = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
 
@@ -27,4 +28,6 @@ def readme():
     text = '\n\n'.join(part.strip() for cell in nb.cells for part in shown(cell)) + '\n'
     return SOURCE + re.sub(r'(\[[^\]\n]*\])\(([^)\s]+)\)', from_root, text)
 
-if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), encoding='utf-8')
+if __name__ == '__main__':
+    (ROOT/'README.md').write_text(readme(), encoding='utf-8')
+    save_architecture(ROOT/'nbs'/'assets'/'architecture.svg') # which README.md shows
