@@ -6,10 +6,13 @@ sys.path.append('tools') # last: names there, such as test, are others' too
 from cluster import name_jobs
 from mimdet.base.core import MimdetError
 from mimdet.study.jobs import inputs, made_by, read_study, recorded, targets
-from mimdet.study.plan import CPUS_PER_GPU, cluster_memory, minutes, priority
+from mimdet.study.plan import cluster_resources, cluster_threads, nodes_for, priority
 
 name_jobs()
-try: study = read_study(config.get('profile', 'quick'))
+gpus_per_node = int(config.get('gpus_per_node') or 0)
+try:
+    study = read_study(config.get('profile', 'quick'))
+    nodes = {name: nodes_for(job, gpus_per_node) for name, job in study.jobs.items()}
 except MimdetError as e: sys.exit(f'error: {e}')
 jobs = study.jobs
 # Only the records of these jobs are left, and only the records are needed.
@@ -37,14 +40,15 @@ for job in (job for name, job in jobs.items() if name not in taken):
         # a record stays until its next one is finished
         output: [update(file) if file == job.record else file for file in job.outputs], executed=job.executed
         params:
-            parameters=json.dumps(job.parameters, sort_keys=True), threads=job.threads,
+            parameters=json.dumps(job.parameters | (dict(nodes=nodes[job.name]) if nodes[job.name] > 1 else {}),
+                                  sort_keys=True),
+            threads=job.threads,
             gpus=f'{job.gpus} {study.gpu_share} {int(study.alone(job))}'
-        threads: max(job.threads, CPUS_PER_GPU*job.gpus) if config.get('cluster') else job.threads
+        threads: cluster_threads(job, gpus_per_node) if config.get('cluster') else job.threads
         priority: priority(study, job)
         resources:
-            gpu=job.gpus, gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus), nodes=1,
-            runtime=min(minutes(study, job), int(config.get('limit') or 2**20)), mem_mb=cluster_memory(study, job),
-            slurm_extra='--exclusive' if study.alone(job) and not job.gpus else ''
-        shell:
-            'OMP_NUM_THREADS={params.threads} python tools/run_notebook.py '
+            gpu_places=study.gpu_places(job), gpu_runs=min(1, job.gpus),
+            **cluster_resources(study, job, limit=int(config.get('limit') or 0), gpus_per_node=gpus_per_node)
+        shell: # snakemake sets both variables to the number of cores, which is larger on a cluster
+            'export OMP_NUM_THREADS={params.threads} MKL_NUM_THREADS={params.threads}; python tools/run_notebook.py '
             '{input.notebook} {output.executed} {params.parameters:q} {params.gpus}'

@@ -10,15 +10,18 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f'{WHY_NOT} (Debian: apt-g
 LONG = dict(overrides=['schedule.iterations=500', 'schedule.warmup=1', 'train.log_period=20',
                        'train.checkpoint_period=20'])
 
+PAIR = dict(overrides=['train.device=cpu', 'schedule.iterations=6', 'schedule.warmup=1', 'data.batch=4'], gpus=2)
+
 def checkout(folder):
-    "A copy of the project, with a profile whose one training run takes more than a minute."
+    "A copy of the project, with profiles of one training run: for more than a minute, or in two processes."
     copy_project(folder)
-    plain = yaml.safe_load((folder/'profiles'/'smoke.yaml').read_text())
-    plain['train']['common'] |= LONG
-    plain['train']['models'] = {'v1_sr0.5': {}}
-    plain['evaluate'].pop('models')
-    plain |= dict(tables={}, release={})
-    (folder/'profiles'/'long.yaml').write_text('# One training run.\n' + yaml.safe_dump(plain))
+    for name, common in dict(long=LONG, pair=PAIR).items():
+        plain = yaml.safe_load((folder/'profiles'/'smoke.yaml').read_text())
+        plain['train']['common'] |= common
+        plain['train']['models'] = {'v1_sr0.5': {}}
+        plain['evaluate'].pop('models')
+        plain |= dict(tables={}, release={})
+        (folder/'profiles'/f'{name}.yaml').write_text('# One training run.\n' + yaml.safe_dump(plain))
     return folder
 
 @pytest.fixture(scope='module')
@@ -47,19 +50,23 @@ def weights(folder, profile):
     records = map(json.loads, (p.read_text() for p in (folder/'results'/'runs'/profile).glob('train_*.json')))
     return {r['name']: r['weights'] for r in records}
 
+def profile_with(folder, here, **resources):
+    "The project's profile for SLURM with other default resources, in a folder; its options."
+    plain = yaml.safe_load((here/'profiles'/'slurm'/'config.yaml').read_text())
+    plain['default-resources'] |= resources
+    (folder/'config.yaml').write_text(yaml.safe_dump(plain))
+    return '--workflow-profile', str(folder)
+
 def cells(path):
     with path.open() as file: return [*csv.DictReader(file)]
 
 @pytest.mark.parametrize('setting, value, told', [
-    ('slurm_partition', 'nope', "no partition 'nope' on this cluster: there are main, short"),
+    ('slurm_partition', 'nope', "no partition 'nope' on this cluster: there are main, short, wide"),
     ('slurm_partition', 'YOUR_PARTITION', 'fill it in, or leave it empty'),
     ('slurm_account', 'me', 'this cluster keeps no accounts'),
 ])
 def test_a_wrong_profile_is_refused_before_anything_is_submitted(cluster, here, tmp_path, setting, value, told):
-    plain = yaml.safe_load((here/'profiles'/'slurm'/'config.yaml').read_text())
-    plain['default-resources'][setting] = value
-    (tmp_path/'config.yaml').write_text(yaml.safe_dump(plain))
-    said = reproduce(here, 'smoke', '--workflow-profile', str(tmp_path), env=cluster)
+    said = reproduce(here, 'smoke', *profile_with(tmp_path, here, **{setting: value}), env=cluster)
     assert told in said and 'submitted' not in said and len(said.splitlines()) == 1
 
 def test_what_cannot_be_had_is_told_in_the_clusters_words(cluster, here):
@@ -112,3 +119,16 @@ def test_cancelled_and_out_of_time_and_the_same_weights(cluster, here, local):
     said = reproduce(here, 'long', '--target', 'train', *SLURM, *minute, env=cluster)
     assert 'time is up for train_v1_sr0.5_seed0: submitted again from the last checkpoint' in said, said
     assert weights(here, 'long') == weights(local, 'long') != {}
+
+def test_one_training_on_two_nodes(cluster, here, local, tmp_path):
+    "Each node has one GPU, by name: the run computes on the CPU, in one process on each."
+    reproduce(local, 'pair', '--target', 'train', env=os.environ | dict(CUDA_VISIBLE_DEVICES='0,1'))
+    wide = profile_with(tmp_path, here, slurm_partition='wide')
+    running = reproduce(here, 'pair', '--target', 'train', *wide, env=cluster, wait=False)
+    steps = set()
+    while running.poll() is None:
+        listed = subprocess.run(['squeue', '-h', '-s', '-o', '%N'], env=cluster, capture_output=True, text=True).stdout
+        steps |= {*listed.split()}
+        time.sleep(.5)
+    assert 'node[2-3]' in steps, running.communicate()[0]
+    assert weights(here, 'pair') == weights(local, 'pair') != {}

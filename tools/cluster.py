@@ -1,6 +1,7 @@
 """A study on a SLURM cluster: what is checked before anything is submitted, the jobs' names, and what failed.
 `tools/reproduce.py` calls this for a profile of snakemake whose executor is slurm."""
-import getpass, re, shutil, subprocess, sys, threading
+import getpass, os, re, shutil, subprocess, sys, threading, time
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 import yaml
@@ -9,6 +10,7 @@ from mimdet.base.core import MimdetError
 FIRST_LOOK = 10 # seconds until snakemake first asks for the state of its jobs
 AGAIN = 'repeat the command: a training run continues at its checkpoint'
 OUT_OF_TIME = 'TIMEOUT', 'DEADLINE'
+TIME_IS_UP = 'time is up' # what a training run says that ends itself, with a checkpoint
 
 def told(*command):
     "What a command prints, and whether it succeeded."
@@ -37,6 +39,7 @@ class Cluster(NamedTuple):
     options:list # of snakemake
     lines:list   # to print beforehand
     limit:int    # minutes that the partition allows; 0: any time
+    gpus:int     # on each node of the partition; 0: none, or unknown
 
 def prepared(options, root):
     "The cluster that a profile stands for; None if it is not SLURM. Raises `MimdetError` for what cannot work."
@@ -58,7 +61,7 @@ def prepared(options, root):
         ours['slurm-status-command'] = 'squeue'
         lines.append('accounting is off on this cluster: squeue is asked for the state of jobs')
     words = [word for name, value in ours.items() if not option(options, name) for word in (f'--{name}', value)]
-    return Cluster(words, lines, time_limit(asked.get('slurm_partition')))
+    return Cluster(words, lines, *limits(asked.get('slurm_partition')))
 
 def _check_squeue():
     "squeue must remember jobs for longer than snakemake takes to ask."
@@ -70,15 +73,16 @@ def _check_squeue():
         raise MimdetError(f'accounting is off on this cluster, and it forgets jobs after {age[1]} s (MinJobAge): '
                           'ask for accounting, or for a longer MinJobAge')
 
-def time_limit(partition=''):
-    "Minutes that a partition allows, the default one without a name; 0: any time."
-    said, works = told('sinfo', '-h', '-o', '%P|%l')
-    limits = dict(line.split('|') for line in said.splitlines() if works and '|' in line)
-    default = next((name for name in limits if name.endswith('*')), '')
-    names = {name.rstrip('*'): name for name in limits}
+def limits(partition=''):
+    "Minutes and GPUs on a node that a partition allows, the default one without a name; 0: any time, no GPUs."
+    said, works = told('sinfo', '-h', '-o', '%P|%l|%G')
+    rows = [line.split('|') for line in said.splitlines() if works and line.count('|') == 2]
+    names = dict.fromkeys(name.rstrip('*') for name, *_ in rows)
     if partition and partition not in names:
         raise MimdetError(f'no partition {partition!r} on this cluster: there are {", ".join(names)}')
-    return minutes_of(limits.get(names.get(partition, default), ''))
+    ours = [(time, devices) for name, time, devices in rows if name in (partition, f'{partition or name.rstrip("*")}*')]
+    gpus = [int(found) for _, devices in ours for found in re.findall(r'\bgpu(?::[^:,(]+)?:(\d+)', devices)]
+    return minutes_of(ours[0][0]) if ours else 0, max(gpus, default=0)
 
 def minutes_of(text):
     "Minutes of SLURM's days-hours:minutes:seconds; 0 for infinite or nothing."
@@ -103,6 +107,17 @@ def name_jobs():
     plugin.get_account = lambda logger: None
 
 # --- while it runs ---
+
+def ends_at():
+    "When SLURM will end the job in which this is called, in seconds since 1970; None outside of one."
+    said, works = told('squeue', '-h', '-j', os.environ.get('SLURM_JOB_ID') or 'none', '-o', '%e')
+    try: return datetime.fromisoformat(said).timestamp() if works else None
+    except ValueError: return None # it has all the time
+
+def queue_again():
+    """Put the job in which this is called back into the queue; it continues as soon as there is room.
+    Returns only if the cluster does not do that."""
+    if told('scontrol', 'requeue', os.environ.get('SLURM_JOB_ID') or 'none')[1]: time.sleep(600) # until SLURM ends it
 
 class Failure(NamedTuple):
     "A job that the cluster did not finish."
@@ -159,6 +174,7 @@ class Follower(threading.Thread):
         log = Path(found[1]) if found else None
         if log and log.is_file():
             if 'DUE TO TIME LIMIT' in (text := log.read_text(errors='replace')): why = 'TIMEOUT, DUE TO TIME LIMIT'
+            elif TIME_IS_UP in text: why = f'TIMEOUT, {TIME_IS_UP}'
             elif 'oom' in text.lower() and 'kill' in text: why = 'OUT_OF_MEMORY'
         self.failed.append(Failure(name, why or 'failed', self._short(log) if log else ''))
         print(self.failed[-1], file=sys.stderr, flush=True)

@@ -25,10 +25,10 @@ ELSEWHERE = ('--workflow-profile', '--executor', '--profile') # options that sen
 INCOMPLETE = 'profile {} is incomplete: fix what failed and run the same command again; finished jobs are kept'
 ANEW = '--anew' # also repeat runs that have committed records
 
-def command(profile, target, cores, *options, limit=0):
+def command(profile, target, cores, *options, cluster=None):
     # snakemake's own lock outlives a killed run; ours does not
-    settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options) + [f'limit={limit}']*bool(limit)
-    settings += ['cluster=1']*goes_elsewhere(options)
+    settings = [f'profile={profile}'] + ['anew=1']*(ANEW in options) + ['cluster=1']*goes_elsewhere(options)
+    if cluster: settings += [f'limit={cluster.limit}', f'gpus_per_node={cluster.gpus}']
     options = [option for option in options if option != ANEW]
     # this machine's cores say nothing of those where the runs go
     own = [] if cores == 'all' and goes_elsewhere(options) else ['--cores', str(cores)]
@@ -135,7 +135,7 @@ def submit(study, target, call, left, cluster, lock):
     started, before = time.time(), {}
     while True:
         running = subprocess.Popen(
-            command(study.profile, *call, '--quiet', 'host', 'reason', limit=cluster.limit), cwd=ROOT, text=True,
+            command(study.profile, *call, '--quiet', 'host', 'reason', cluster=cluster), cwd=ROOT, text=True,
             env=os.environ | KEEP_MEMORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             pass_fds=[lock.fileno()])
         follower = Follower(running.stderr, left, ROOT)
@@ -194,7 +194,7 @@ def main(profile, target, cores, dry, options, lock):
     if not left: return print(f'profile {profile}: nothing to be done')
     if dry: tell(study, left)
     ahead = plan(study, left, cores=os.cpu_count() if cores == 'all' else int(cores), root=ROOT,
-                 on_gpus=elsewhere or any(study.jobs[n].gpus > 1 for n in left))
+                 elsewhere=elsewhere or any(study.jobs[n].gpus > 1 for n in left))
     print(*ahead.lines, *(cluster.lines if cluster else []), sep='\n', flush=True)
     if absent: complain(study, absent)
     if dry: return

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from cluster import TIME_IS_UP, ends_at, queue_again
 
 class Prefixed:
     "A text stream that puts a name in front of each line."
@@ -60,13 +61,16 @@ def main(source, executed, parameters, gpus='0', share='1', alone='0'):
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
         pool, gpus = os.environ.get('MIMDET_GPUS', '').split(','), int(gpus)
+        if (end := ends_at()): os.environ['MIMDET_ENDS_AT'] = str(end)
         held = None # the locks are held until this process ends
         if gpus and len(pool) > 1: held = take_gpus(pool, gpus, int(share), alone == '1')
         options = ['--log-level=50'] # suppresses a warning from each kernel that others on this machine might listen
         papermill.execute_notebook(source, part, parameters, kernel_name='python3', progress_bar=False,
                                    stdout_file=out, stderr_file=out, extra_arguments=options)
     except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
-    except PapermillExecutionError as e: fail(name, f'{e.ename}: {" ".join(str(e.evalue).split())}', part, failed)
+    except PapermillExecutionError as e:
+        if TIME_IS_UP in str(e.evalue): queue_again()
+        fail(name, f'{e.ename}: {" ".join(str(e.evalue).split())}', part, failed)
     # for example a killed kernel or a full disk
     except Exception as e: fail(name, f'{type(e).__name__}: {" ".join(str(e).split())}', part, failed)
     part.replace(executed)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OVERHEAD', 'RATES', 'AUTHORS', 'CPUS_PER_GPU', 'WITHOUT_MPS', 'multiply_adds', 'estimate', 'rates_before', 'priority',
-           'schedule', 'machine_speed', 'gpu_hours', 'cluster_memory', 'minutes', 'gpu_rates', 'disk', 'memory', 'Plan',
-           'plan', 'span', 'took_before', 'to_go', 'gpu_limits']
+           'schedule', 'machine_speed', 'gpu_hours', 'cluster_memory', 'minutes', 'nodes_for', 'cluster_resources',
+           'cluster_threads', 'gpu_rates', 'disk', 'memory', 'Plan', 'plan', 'span', 'took_before', 'to_go',
+           'gpu_limits']
 
 # %% ../../nbs/study/04_plan.ipynb #1fc346ef28
-import heapq
+import heapq, math
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -147,11 +148,11 @@ _MEMORY_MB_PER_GPU = 16_000 # in main memory: batches on their way, weights as t
 _SLOW = 5e9 # multiply-adds per second of one core
 
 def cluster_memory(
-    study:Study,
     job:Job,
+    gpus:int=0, # on each node
 )->int:
-    "Return the main memory to request from a cluster's scheduler, in MB."
-    return _MEMORY_MB[job.kind] + _MEMORY_MB_PER_GPU*job.gpus
+    "Return the main memory to request on each node of a cluster, in MB."
+    return _MEMORY_MB[job.kind] + _MEMORY_MB_PER_GPU*gpus
 
 def minutes(
     study:Study,
@@ -163,6 +164,38 @@ def minutes(
     work = multiply_adds(study, job)
     if not work: return 120
     return 30 + round(90*gpu_hours(study, job)/job.gpus if job.gpus else work/_SLOW/60)
+
+def nodes_for(
+    job:Job,
+    gpus_per_node:int, # of the cluster; 0: unknown, one node takes all
+)->int:
+    "Return the number of nodes that share a job's GPUs. Raises `MimdetError` if they cannot share them equally."
+    nodes = math.ceil(job.gpus/gpus_per_node) if gpus_per_node and job.gpus else 1
+    if job.gpus % nodes:
+        raise MimdetError(f'{job.name} is to run on {job.gpus} GPUs, and a node of this cluster has {gpus_per_node}: '
+                          f'choose a multiple of {nodes} (train.common.gpus or gpus of the model, in the profile)')
+    return nodes
+
+def cluster_resources(
+    study:Study,
+    job:Job,
+    *,
+    limit:int=0,         # minutes that the cluster allows; 0: any number
+    gpus_per_node:int=0, # as for `nodes_for`
+)->dict:
+    "Return what to request of a SLURM cluster for a job, in the terms of snakemake."
+    nodes = nodes_for(job, gpus_per_node)
+    gpus = job.gpus//nodes
+    return dict(nodes=nodes, runtime=min(minutes(study, job), limit or math.inf), mem_mb=cluster_memory(job, gpus),
+                slurm_extra='--exclusive' if job.kind in ('cost', 'bench') else '', # they measure time
+                **(dict(gres=f'gpu:{gpus}') if nodes > 1 else dict(gpu=gpus)))
+
+def cluster_threads(
+    job:Job,
+    gpus_per_node:int=0, # as for `nodes_for`
+)->int:
+    "Return the cores to request on each node of a cluster."
+    return max(job.threads, CPUS_PER_GPU*job.gpus//nodes_for(job, gpus_per_node))
 
 # %% ../../nbs/study/04_plan.ipynb #29f0e5a001
 def gpu_rates(
@@ -214,15 +247,17 @@ class Plan(NamedTuple):
 
 def plan(
     study:Study,
-    names,         # of the remaining jobs
+    names,           # of the remaining jobs
     *,
-    cores:int,     # CPU cores
-    root='.',      # root folder of the project
-    on_gpus=False, # whether they run on GPUs, here or elsewhere
+    cores:int,       # CPU cores
+    root='.',        # root folder of the project
+    elsewhere=False, # whether they run on a cluster, or on several GPUs
 )->Plan:
     "Estimate how long the jobs of a study will take, and what else they need."
     ahead = f'profile {study.profile}: {len(names)} of {len(study.jobs)} jobs to do, about'
-    return _plan_on_gpus(study, names, ahead, root) if on_gpus else _plan_here(study, names, ahead, cores, root)
+    if not elsewhere: return _plan_here(study, names, ahead, cores, root)
+    if any(study.jobs[name].gpus for name in names): return _plan_on_gpus(study, names, ahead, root)
+    return _plan_on_cores(study, names, ahead)
 
 def span(seconds:float)->str: return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
@@ -277,6 +312,11 @@ def _plan_on_gpus(study, names, ahead, root):
     return Plan(seconds, sum(seconds.values()), lines + _room(study, names))
 
 # %% ../../nbs/study/04_plan.ipynb #a179ce070b
+def _plan_on_cores(study, names, ahead):
+    seconds = estimate(study, names, dict(train=_SLOW, forward=_SLOW))
+    hours = sum(seconds.values())/3600
+    return Plan(seconds, sum(seconds.values()), [f'{ahead} {hours:.2g} hours in sequence on one slow core of a cluster'])
+
 def _room(study, names):
     kept, running = disk(study, names)
     lines = [f'  disk: {kept/1e9:.3g} GB of weights stay; '

@@ -211,7 +211,7 @@ def mimdet_train(
     eval_only:bool=False,# do not train; evaluate --init, or the run in the output folder with its own configuration
     num_gpus:int=1,      # processes on this machine, one for each GPU
     num_machines:int=1,  # machines; run the command on each
-    machine_rank:int=0,  # number of this machine, from 0
+    machine_rank:int=None, # number of this machine, from 0; default: its number among a SLURM job's nodes, or 0
     dist_url:str='auto', # tcp://host:port of machine 0; needed with several machines
 ):
     "Train a detector on COCO or on your own data, on one GPU or many."

@@ -7,7 +7,7 @@ __all__ = ['Step', 'Trainer', 'Checkpoint', 'Stopwatch', 'MovingAverage', 'Evalu
            'ProgressBar', 'fit', 'read_metrics']
 
 # %% ../../nbs/training/03_engine.ipynb #176bc63eb8
-import json, logging, math, re, time
+import json, logging, math, os, re, time
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -149,20 +149,28 @@ def _give_up(self:Trainer, iteration, images, reason):
     raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
                       f'(saved in {path}): lower the learning rate, or check these images')
 
+# %% ../../nbs/training/03_engine.ipynb #cfe4a874b1
+def _time_to_stop():
+    end = float(os.environ.get('MIMDET_ENDS_AT', 'inf'))
+    return end - min(120, (end - time.time())/10)
+
 # %% ../../nbs/training/03_engine.ipynb #16-04f82760
 class Checkpoint(HookBase):
-    "Write model, optimizer, schedule and step number to one file, completely or not at all."
+    """Write model, optimizer, schedule and step number to one file, completely or not at all.
+    Raises `MimdetError` after writing one because the time is up."""
     def __init__(self, model, path, period, identity):
-        self.model, self.path, self.period, self.identity = model, path, period, identity
+        self.model, self.path, self.period, self.identity, self.stop = model, path, period, identity, _time_to_stop()
     def before_train(self):
         for part in self.path.parent.glob(f'.{self.path.name}.*.part'):
             part.unlink() # left by a run that was killed while writing
     def after_step(self):
-        done = self.trainer.iter + 1
-        if done % self.period and done != self.trainer.max_iter: return
+        done, whole, late = self.trainer.iter + 1, self.trainer.max_iter, time.time() > self.stop
+        if done % self.period and done != whole and not late: return
         self.trainer.check()
         state = dict(model=self.model.state_dict(), trainer=self.trainer.state_dict())
         save_weights(state | dict(done=done, identity=self.identity), self.path)
+        if late and done < whole:
+            raise MimdetError(f'time is up: {done} of {whole} steps are done and saved; resume this run to continue')
 
 # %% ../../nbs/training/03_engine.ipynb #09375ee855
 class Stopwatch(HookBase):

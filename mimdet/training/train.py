@@ -8,7 +8,7 @@ __all__ = ['with_classes', 'training_memory', 'with_checkpointing', 'identity', 
            'completed_config', 'training_config', 'launch_training', 'train_on', 'Trained', 'train']
 
 # %% ../../nbs/training/06_train.ipynb #2b5a85a8f2
-import logging, math, time
+import logging, math, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
@@ -21,7 +21,7 @@ import mimdet.base.compat
 from detectron2.config import LazyConfig
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils import comm
-from ..base.core import MimdetError, Shown, complaining, facts_table, pick_device, sha256
+from ..base.core import MimdetError, Shown, complaining, facts_table, pick_device, sha256, write_text
 from ..data.augment import TrainMapper, train_augmentation_of
 from ..data.datasets import DatasetInfo, check_dataset, parse_dataset, print_dataset, register
 from ..data.stream import train_loader, workers_that_fit
@@ -31,7 +31,7 @@ from ..recipes import RECIPES, as_stored, config, differences, largest_image, ne
 from ..tokens import grid_shape
 from .engine import Evaluation, MovingAverage, bars_shown, fit, progress_bars, read_metrics
 from .optimizer import lr_schedule, optimizer_for
-from .processes import launch, process_group, under_launcher
+from .processes import launch, launch_on_nodes, process_group, under_launcher
 from ..weights.files import find_weights, save_weights
 from ..weights.load import load_detector, load_mae
 from ..weights.models import load, with_coco_names
@@ -306,14 +306,14 @@ def launch_training(
     eval_only:bool=False,     # do not train; evaluate `train.init_checkpoint`, or the run in the output folder
     num_gpus:int=1,           # processes on this machine, one for each GPU
     num_machines:int=1,       # machines; call this on each
-    machine_rank:int=0,       # number of this machine, from 0
+    machine_rank:int=None,    # number of this machine, as for `launch`
     dist_url:str='auto',      # tcp://host:port of machine 0; needed with several machines
 ):
     "Train or evaluate in any number of processes; the first prints the result."
     arguments = OmegaConf.to_container(cfg), resume, allow_changes, eval_only
     if under_launcher() and num_gpus*num_machines != 1:
         raise MimdetError('torchrun starts the processes: leave out --num-gpus and --num-machines')
-    if (num_gpus, num_machines, machine_rank) == (1, 1, 0): return _work(*arguments)
+    if (num_gpus, num_machines, machine_rank or 0) == (1, 1, 0): return _work(*arguments)
     if min(num_gpus, num_machines) < 1:
         raise MimdetError(f'--num-gpus {num_gpus} and --num-machines {num_machines} must be at least 1')
     _launch(arguments, num_gpus=num_gpus, num_machines=num_machines, machine_rank=machine_rank, dist_url=dist_url)
@@ -356,13 +356,23 @@ def _worker(*arguments):
 # %% ../../nbs/training/06_train.ipynb #27-f1d8c254
 def train_on(
     cfg:DictConfig,   # as for `run_training`
-    num_gpus:int=1,   # processes on this machine, one for each GPU
+    num_gpus:int=1,   # processes in all, one for each GPU
+    *,
+    nodes:int=1,      # of the SLURM job in which this is called; the processes are distributed over them
     resume:bool=False,# as for `run_training`
 )->dict:              # as from `run_training`
     "Call `run_training`, in separate processes if `num_gpus` is more than 1."
     if num_gpus == 1: return run_training(cfg, resume)
-    _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
+    if nodes > 1: _launch_on_nodes(cfg, num_gpus//nodes, nodes, resume)
+    else: _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
     return run_training(cfg, resume=True) # all steps are done: this only gathers the result
+
+def _launch_on_nodes(cfg, num_gpus, nodes, resume):
+    path = Path(cfg.train.output_dir)/'launched.yaml'
+    write_text(path, OmegaConf.to_yaml(cfg))
+    call = 'from mimdet.training.commands import mimdet_train; mimdet_train()'
+    launch_on_nodes([sys.executable, '-c', call, '--config', path, *['--resume']*resume], nodes=nodes, num_gpus=num_gpus)
+    path.unlink()
 
 # %% ../../nbs/training/06_train.ipynb #a9100016
 @dataclass
