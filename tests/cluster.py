@@ -1,5 +1,5 @@
 """Studies on a real SLURM, which these tests start on this machine from Debian's packages.
-`make test-cluster` runs this (about twenty minutes); it is not a part of `make test`."""
+`make test-cluster` runs this (about half an hour); it is not a part of `make test`."""
 import csv, json, os, re, subprocess, sys, time
 from pathlib import Path
 import pytest, yaml
@@ -7,13 +7,13 @@ from conftest import copy_project
 from slurm import WHY_NOT, slurm
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f'{WHY_NOT} (Debian: apt-get install slurm-wlm munge)')
-LONG = dict(overrides=['schedule.iterations=500', 'schedule.warmup=1', 'train.log_period=20',
+LONG = dict(seeds=[0, 1], overrides=['schedule.iterations=400', 'schedule.warmup=1', 'train.log_period=20',
                        'train.checkpoint_period=20'])
 
 PAIR = dict(overrides=['train.device=cpu', 'schedule.iterations=6', 'schedule.warmup=1', 'data.batch=4'], gpus=2)
 
 def checkout(folder):
-    "A copy of the project, with profiles of one training run: for more than a minute, or in two processes."
+    "A copy of the project, with profiles of two training runs of more than a minute, and of one in two processes."
     copy_project(folder)
     for name, common in dict(long=LONG, pair=PAIR).items():
         plain = yaml.safe_load((folder/'profiles'/'smoke.yaml').read_text())
@@ -21,7 +21,7 @@ def checkout(folder):
         plain['train']['models'] = {'v1_sr0.5': {}}
         plain['evaluate'].pop('models')
         plain |= dict(tables={}, release={})
-        (folder/'profiles'/f'{name}.yaml').write_text('# One training run.\n' + yaml.safe_dump(plain))
+        (folder/'profiles'/f'{name}.yaml').write_text('# For tests.\n' + yaml.safe_dump(plain))
     return folder
 
 @pytest.fixture(scope='module')
@@ -73,6 +73,10 @@ def test_what_cannot_be_had_is_told_in_the_clusters_words(cluster, here):
     said = reproduce(here, 'smoke', '--target', 'data', *SLURM, '--set-resources', 'data:mem_mb=900000', env=cluster)
     assert 'failed: data: sbatch: error: Memory specification can not be satisfied' in said
 
+def test_too_little_memory(cluster, here):
+    said = reproduce(here, 'smoke', '--target', 'data', *SLURM, '--set-resources', 'data:mem_mb=100', env=cluster)
+    assert 'failed: data: OUT_OF_MEMORY (log: ' in said and 'set-resources with mem_mb' in said, said
+
 def test_without_accounting_tools(cluster, here, tmp_path):
     own = str(Path(sys.executable).parent)
     for folder in {*os.environ['PATH'].split(':')} - {own}:
@@ -105,20 +109,34 @@ def test_smoke_is_what_it_is_on_one_machine(cluster, here, local):
     for name in tables:
         if name != 'table_cost.csv': assert cells(here/'figures'/'smoke'/name) == cells(local/'figures'/'smoke'/name)
 
-def test_cancelled_and_out_of_time_and_the_same_weights(cluster, here, local):
-    "A training run is cancelled in the middle, called again where a minute is all it gets, and ends as without that."
+MINUTE = '--default-resources', 'slurm_partition=short'
+
+@pytest.fixture(scope='module')
+def undisturbed(local):
     reproduce(local, 'long', '--target', 'train')
-    running = reproduce(here, 'long', '--target', 'train', *SLURM, env=cluster, wait=False)
-    checkpoint = here/'runs'/'long'/'train_v1_sr0.5_seed0'/'checkpoint.pth'
+    return weights(local, 'long')
+
+def test_cancelled_and_out_of_time_and_the_same_weights(cluster, here, undisturbed):
+    "On a cluster that queues no job again, time is up, and the rest is another job."
+    run, once = 'train_v1_sr0.5_seed0', ['--slurm-no-requeue']
+    running = reproduce(here, 'long', '--target', run, *SLURM, env=cluster, wait=False)
+    checkpoint = here/'runs'/'long'/run/'checkpoint.pth'
     while not checkpoint.exists() and running.poll() is None: time.sleep(.2)
     listed = subprocess.run(['squeue', '-h', '-o', '%j'], env=cluster, capture_output=True, text=True).stdout.split()
-    subprocess.run(['scancel', '--name=train_v1_sr0.5_seed0'], env=cluster)
+    subprocess.run(['scancel', f'--name={run}'], env=cluster)
     said = running.communicate()[0]
-    assert listed == ['train_v1_sr0.5_seed0'] and 'failed: train_v1_sr0.5_seed0: CANCELLED' in said, said
-    minute = ['--set-resources', 'train_v1_sr0.5_seed0:runtime=1', 'train_v1_sr0.5_seed0:slurm_partition=short']
-    said = reproduce(here, 'long', '--target', 'train', *SLURM, *minute, env=cluster)
-    assert 'time is up for train_v1_sr0.5_seed0: submitted again from the last checkpoint' in said, said
-    assert weights(here, 'long') == weights(local, 'long') != {}
+    assert listed == [run] and f'failed: {run}: CANCELLED' in said, said
+    said = reproduce(here, 'long', '--target', run, *SLURM, *MINUTE, *once, env=cluster)
+    assert f'failed: {run}: TIMEOUT, time is up' in said and f'time is up for {run}: submitted again' in said, said
+    assert weights(here, 'long')[run] == undisturbed[run]
+
+def test_a_job_whose_time_is_up_goes_back_into_the_queue(cluster, here, undisturbed):
+    run = 'train_v1_sr0.5_seed1'
+    said = reproduce(here, 'long', '--target', run, *SLURM, *MINUTE, env=cluster)
+    submitted = re.findall(rf'{run} as SLURM job (\d+)', said)
+    told = subprocess.run(['scontrol', 'show', 'job', *submitted], env=cluster, capture_output=True, text=True).stdout
+    assert len(submitted) == 1 and 'failed' not in said and re.search(r'Restarts=[1-9]', told), f'{said}\n{told}'
+    assert weights(here, 'long')[run] == undisturbed[run]
 
 def test_one_training_on_two_nodes(cluster, here, local, tmp_path):
     "Each node has one GPU, by name: the run computes on the CPU, in one process on each."

@@ -476,3 +476,15 @@ def test_notebook_runner(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("train: error: MimdetError: unknown recipe 'mimdet_tiny_v3'")
     assert [p.name for p in tmp_path.iterdir()] == ['train.failed.ipynb']
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_whose_time_is_up_asks_to_be_queued_again(tmp_path, processes):
+    scontrol = tmp_path/'scontrol'
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit 1\n')
+    scontrol.chmod(0o755)
+    job = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_JOB_ID='7', MIMDET_ENDS_AT='0', MIMDET_QUEUE_AGAIN='1')
+    parameters = dict(gpus=processes, output=str(tmp_path/'run'), overrides=['train.device=cpu'])
+    done = run_command('python', ROOT/'tools'/'run_notebook.py', ROOT/'nbs'/'experiments'/'train.ipynb',
+                       tmp_path/'train.ipynb', json.dumps(parameters), cwd=tmp_path, env=os.environ | job)
+    assert done.returncode == 1 and 'time is up: 1 of 3 steps are done' in done.stdout + done.stderr
+    assert (tmp_path/'run'/'checkpoint.pth').exists() and (tmp_path/'asked').read_text() == 'requeue 7\n'

@@ -1,7 +1,7 @@
 """A study on a SLURM cluster: what is checked before anything is submitted, the jobs' names, and what failed.
 `tools/reproduce.py` calls this for a profile of snakemake whose executor is slurm."""
 import getpass, os, re, shutil, subprocess, sys, threading, time
-from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 import yaml
@@ -26,13 +26,17 @@ def option(options, name):
     return ''
 
 def profile_of(options, root):
-    "The file of a snakemake profile, and what it holds; nothing if the runs go somewhere else."
+    "The file of a snakemake profile, and the resources that it asks for by default; nothing if it is not for SLURM."
     folder = option(options, 'workflow-profile') or option(options, 'profile')
     if not folder: return None, {}
     file = Path(root, folder, 'config.yaml')
     if not file.is_file(): raise MimdetError(f'{folder}: no such profile: it is a folder with a file config.yaml')
     plain = yaml.safe_load(file.read_text()) or {}
-    return (file, plain) if plain.get('executor') == 'slurm' else (None, {})
+    if plain.get('executor') != 'slurm': return None, {}
+    # the command line takes the place of the profile
+    given = options[options.index('--default-resources') + 1:] if '--default-resources' in options else []
+    given = [word.partition('=') for word in takewhile(lambda word: not word.startswith('-'), given)]
+    return file, {name: value for name, _, value in given} or plain.get('default-resources') or {}
 
 class Cluster(NamedTuple):
     "How the jobs of a study are submitted."
@@ -43,9 +47,8 @@ class Cluster(NamedTuple):
 
 def prepared(options, root):
     "The cluster that a profile stands for; None if it is not SLURM. Raises `MimdetError` for what cannot work."
-    file, plain = profile_of(options, root)
+    file, asked = profile_of(options, root)
     if not file: return None
-    asked = plain.get('default-resources') or {}
     for key, value in asked.items():
         if str(value).startswith('YOUR_'):
             raise MimdetError(f'{file}: {key} is still {value}: fill it in, or leave it empty for the default')
@@ -108,12 +111,6 @@ def name_jobs():
 
 # --- while it runs ---
 
-def ends_at():
-    "When SLURM will end the job in which this is called, in seconds since 1970; None outside of one."
-    said, works = told('squeue', '-h', '-j', os.environ.get('SLURM_JOB_ID') or 'none', '-o', '%e')
-    try: return datetime.fromisoformat(said).timestamp() if works else None
-    except ValueError: return None # it has all the time
-
 def queue_again():
     """Put the job in which this is called back into the queue; it continues as soon as there is room.
     Returns only if the cluster does not do that."""
@@ -175,6 +172,6 @@ class Follower(threading.Thread):
         if log and log.is_file():
             if 'DUE TO TIME LIMIT' in (text := log.read_text(errors='replace')): why = 'TIMEOUT, DUE TO TIME LIMIT'
             elif TIME_IS_UP in text: why = f'TIMEOUT, {TIME_IS_UP}'
-            elif 'oom' in text.lower() and 'kill' in text: why = 'OUT_OF_MEMORY'
+            elif re.search('oom.kill|exceeded memory limit', text, re.I): why = 'OUT_OF_MEMORY'
         self.failed.append(Failure(name, why or 'failed', self._short(log) if log else ''))
         print(self.failed[-1], file=sys.stderr, flush=True)

@@ -136,7 +136,7 @@ def submit(study, target, call, left, cluster, lock):
     while True:
         running = subprocess.Popen(
             command(study.profile, *call, '--quiet', 'host', 'reason', cluster=cluster), cwd=ROOT, text=True,
-            env=os.environ | KEEP_MEMORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=os.environ | KEEP_MEMORY | dict(MIMDET_QUEUE_AGAIN='1'), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             pass_fds=[lock.fileno()])
         follower = Follower(running.stderr, left, ROOT)
         follower.start()

@@ -6,13 +6,16 @@ line, and the executed notebook with its traceback is kept as EXECUTED with the 
 exists only if the notebook ran to its end.
 
 If MIMDET_GPUS lists several GPUs (`make reproduce` sets it), the run sees only as many of them as GPUS says.
-Each GPU has slots for SHARE runs; the run takes one slot, or all of them with ALONE=1."""
+Each GPU has slots for SHARE runs; the run takes one slot, or all of them with ALONE=1.
+
+If MIMDET_QUEUE_AGAIN is set (`make reproduce` sets it on a cluster), the run is a SLURM job of its own, and goes back
+into the queue if its time is up before its end."""
 import fcntl, json, logging, os, sys, time
 from itertools import islice
 from pathlib import Path
 import papermill
 from papermill.exceptions import PapermillExecutionError
-from cluster import TIME_IS_UP, ends_at, queue_again
+from cluster import TIME_IS_UP, queue_again
 
 class Prefixed:
     "A text stream that puts a name in front of each line."
@@ -61,7 +64,6 @@ def main(source, executed, parameters, gpus='0', share='1', alone='0'):
     try:
         executed.parent.mkdir(parents=True, exist_ok=True)
         pool, gpus = os.environ.get('MIMDET_GPUS', '').split(','), int(gpus)
-        if (end := ends_at()): os.environ['MIMDET_ENDS_AT'] = str(end)
         held = None # the locks are held until this process ends
         if gpus and len(pool) > 1: held = take_gpus(pool, gpus, int(share), alone == '1')
         options = ['--log-level=50'] # suppresses a warning from each kernel that others on this machine might listen
@@ -69,7 +71,7 @@ def main(source, executed, parameters, gpus='0', share='1', alone='0'):
                                    stdout_file=out, stderr_file=out, extra_arguments=options)
     except KeyboardInterrupt: sys.exit(f'{name}: interrupted')
     except PapermillExecutionError as e:
-        if TIME_IS_UP in str(e.evalue): queue_again()
+        if os.environ.get('MIMDET_QUEUE_AGAIN') and TIME_IS_UP in str(e.evalue): queue_again()
         fail(name, f'{e.ename}: {" ".join(str(e.evalue).split())}', part, failed)
     # for example a killed kernel or a full disk
     except Exception as e: fail(name, f'{type(e).__name__}: {" ".join(str(e).split())}', part, failed)

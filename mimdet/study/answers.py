@@ -104,6 +104,7 @@ def _lengths(cells, records):
 def _claims(cells, records):
     verdicts = [row['text'] for row in cells.rows('claims', column='verdict')]
     decided = [verdict for verdict in verdicts if verdict in ('holds', 'fails')]
+    if 'single' in verdicts: return 'No statement is decided: each model was trained once.'
     return verdicts and (f'{len(decided)} of {len(verdicts)} statements are decided: {decided.count("holds")} hold, '
                          f'{decided.count("fails")} fail.')
 

@@ -7,7 +7,7 @@ __all__ = ['Step', 'Trainer', 'Checkpoint', 'Stopwatch', 'MovingAverage', 'Evalu
            'ProgressBar', 'fit', 'read_metrics']
 
 # %% ../../nbs/training/03_engine.ipynb #176bc63eb8
-import json, logging, math, os, re, time
+import json, logging, math, re, time
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..base.core import MimdetError, seed_for, write_json, write_text
 from ..data.stream import loader_errors
 from ..recipes import differences
 from ..regions import write_logged
+from .processes import time_to_stop
 from ..weights.files import read_checkpoint, save_weights
 from ..weights.load import load_into
 
@@ -149,17 +150,12 @@ def _give_up(self:Trainer, iteration, images, reason):
     raise MimdetError(f'training diverged at iteration {iteration}: {reason}; seed {self.seed}, images {images} '
                       f'(saved in {path}): lower the learning rate, or check these images')
 
-# %% ../../nbs/training/03_engine.ipynb #cfe4a874b1
-def _time_to_stop():
-    end = float(os.environ.get('MIMDET_ENDS_AT', 'inf'))
-    return end - min(120, (end - time.time())/10)
-
 # %% ../../nbs/training/03_engine.ipynb #16-04f82760
 class Checkpoint(HookBase):
     """Write model, optimizer, schedule and step number to one file, completely or not at all.
     Raises `MimdetError` after writing one because the time is up."""
     def __init__(self, model, path, period, identity):
-        self.model, self.path, self.period, self.identity, self.stop = model, path, period, identity, _time_to_stop()
+        self.model, self.path, self.period, self.identity, self.stop = model, path, period, identity, time_to_stop()
     def before_train(self):
         for part in self.path.parent.glob(f'.{self.path.name}.*.part'):
             part.unlink() # left by a run that was killed while writing

@@ -31,7 +31,7 @@ from ..recipes import RECIPES, as_stored, config, differences, largest_image, ne
 from ..tokens import grid_shape
 from .engine import Evaluation, MovingAverage, bars_shown, fit, progress_bars, read_metrics
 from .optimizer import lr_schedule, optimizer_for
-from .processes import launch, launch_on_nodes, process_group, under_launcher
+from .processes import launch, launch_on_nodes, process_group, time_to_stop, under_launcher
 from ..weights.files import find_weights, save_weights
 from ..weights.load import load_detector, load_mae
 from ..weights.models import load, with_coco_names
@@ -363,8 +363,11 @@ def train_on(
 )->dict:              # as from `run_training`
     "Call `run_training`, in separate processes if `num_gpus` is more than 1."
     if num_gpus == 1: return run_training(cfg, resume)
-    if nodes > 1: _launch_on_nodes(cfg, num_gpus//nodes, nodes, resume)
-    else: _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
+    stop = time_to_stop()
+    try:
+        if nodes > 1: _launch_on_nodes(cfg, num_gpus//nodes, nodes, resume)
+        else: _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
+    except MimdetError as e: raise MimdetError(f'time is up: {e}' if time.time() > stop else str(e)) from None
     return run_training(cfg, resume=True) # all steps are done: this only gathers the result
 
 def _launch_on_nodes(cfg, num_gpus, nodes, resume):
