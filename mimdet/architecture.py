@@ -30,7 +30,7 @@ def shapes(
         image=(3, height, width), c2=level(r.dim//4, 4), c3=level(r.dim//2, 8), tokens=(tokens, r.dim),
         sample=(keep_count(tokens, r.sample_ratio), r.dim), encoded=(keep_count(tokens, r.sample_ratio), r.dim),
         completed=(tokens, r.decoder_dim), c4=level(r.decoder_dim, STRIDE), c5=level(r.decoder_dim, 2*STRIDE),
-        pyramid=level(256, 4))
+        pyramid=level(r.channels, 4))
 
 # %% ../nbs/method/13_architecture.ipynb #5d550858
 def _box(ax, x, y, title, text, color, size=(1.72, .86)):
@@ -61,7 +61,7 @@ def architecture(
             (5.9, 3.6, 'Sample', f'{r.sample_ratio:.0%} of the tokens', green),
             (8.3, 3.6, 'Encoder', f'plain ViT, {r.depth} blocks', green),
             (10.7, 3.6, 'Decoder', f'{r.decoder_depth} blocks', purple),
-            (10.7, 1.2, 'Pyramid', 'p2 to p6, 256 channels', blue),
+            (10.7, 1.2, 'Pyramid', f'p2 to p{r.levels + r.extra_level + 1}, {r.channels} channels', blue),
             (13.1, 1.2, 'Mask R-CNN', 'boxes, classes, masks', red)): _box(ax, x, y, title, text, color)
     _arrow(ax, (1.86, 2.6), (2.54, 2.6))
     _arrow(ax, (4.26, 2.8), (5.04, 3.6), f'tokens\n{made["tokens"]}', (-.5, .3))

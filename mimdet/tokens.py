@@ -6,6 +6,7 @@
 __all__ = ['STRIDE', 'grid_shape', 'check_ratio', 'keep_count']
 
 # %% ../nbs/method/01_tokens.ipynb #70c0000003
+from numbers import Real
 from .base.core import MimdetError
 
 # %% ../nbs/method/01_tokens.ipynb #07-f54a7a34
@@ -21,6 +22,7 @@ def grid_shape(
 # %% ../nbs/method/01_tokens.ipynb #09-4d5e1988
 def check_ratio(ratio):
     "Return `ratio` if it lies in (0, 1], else raise `MimdetError`."
+    if not isinstance(ratio, Real): raise MimdetError(f'sample ratio {ratio!r} is not a number')
     if not 0 < ratio <= 1: raise MimdetError(f'sample ratio {ratio} is outside (0, 1]')
     return ratio
 

@@ -164,6 +164,21 @@ def test_nothing_to_learn_from(tmp_path, toy):
         datasets.register(f'empty {tmp_path}', tmp_path/'c.json', images=tmp_path/'images')
     assert datasets.register(f'empty {tmp_path}', tmp_path/'c.json', images=tmp_path/'images', objects=False).records
 
+def test_one_file_for_two_images(tmp_path, toy):
+    first = toy['images'][0]
+    with pytest.raises(MimdetError, match='images that share a file'):
+        check(tmp_path, changed(toy, (I, 1, 'file_name'), first['file_name']))
+
+def test_outlines_elsewhere_are_left_out(tmp_path, toy):
+    x, y, width, height = toy['annotations'][0]['bbox']
+    toy['annotations'][0]['segmentation'] = [[x + width + 3, y, x + width + 5, y, x + width + 3, y + 9]]
+    assert check(tmp_path, toy)['annotations'] == 17
+    assert 'outlines that do not touch their box' in str(read_coco(tmp_path/'b.json').report)
+
+def test_outlines_as_fractions(tmp_path, toy):
+    for a in toy['annotations']: a['segmentation'] = [[.1, .1, .2, .1, .1, .2]]
+    with pytest.raises(MimdetError, match='outlines that are fractions of their image'): check(tmp_path, toy)
+
 def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
     assert check(tmp_path, changed(toy, (A, 0, 'bbox'), [70, 5, 3, 3]))['annotations'] == 17
 
@@ -174,6 +189,8 @@ def test_a_box_wholly_outside_is_left_out(tmp_path, toy):
     ([5, -2, 20, 20], [5, 0, 20, 18]),
 ], ids=str)
 def test_a_box_over_the_edge_is_cut_off(tmp_path, toy, box, cut):
+    x, y, width, height = box
+    toy = changed(toy, (A, 0, 'segmentation'), [[x, y, x + width, y, x, y + height]])
     check(tmp_path, changed(toy, (A, 0, 'bbox'), box))
     reading = read_coco(tmp_path/'b.json')
     assert reading.coco['annotations'][0]['bbox'] == cut
@@ -263,7 +280,8 @@ def test_missing_json_and_folder(tmp_path, toy):
 
 @pytest.mark.parametrize('box', [[-1, -1, 10, 10], [0, 0, 64.5, 48.9], [5.25, 5.5, 0, 10]], ids=str)
 def test_rounding_and_flat_boxes_pass(tmp_path, toy, box):
-    toy['annotations'][0]['bbox'] = box
+    x, y, width, height = box
+    toy['annotations'][0] |= dict(bbox=box, segmentation=[[x, y, x + width, y, x, y + height]])
     assert check(tmp_path, toy)['flat_boxes'] == (box[2] == 0)
 
 def test_run_lengths_are_read_as_pycocotools_writes_them():

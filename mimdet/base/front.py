@@ -7,6 +7,7 @@ __all__ = ['FUNCTIONS', 'ipython', 'one_line_errors', 'traceback']
 
 # %% ../../nbs/base/05_front.ipynb #f7000002
 import importlib, sys
+from traceback import print_exception
 from .core import MimdetError
 
 # %% ../../nbs/base/05_front.ipynb #f7000004
@@ -41,6 +42,7 @@ def traceback():
     "Show where the last error came from."
     error = getattr(sys, 'last_value', None)
     if error is None: return print('there was no error')
-    ipython().InteractiveTB(sys.last_type, error, sys.last_traceback)
+    if shell := ipython(): return shell.InteractiveTB(sys.last_type, error, sys.last_traceback)
+    print_exception(error)
 
 if shell := ipython(): one_line_errors(shell)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TAKEN', 'LEFT_OUT', 'UNUSABLE', 'KINDS', 'BOM', 'BYTE_ORDER_MARK', 'NUMBER', 'NO_SIZE', 'ODD_SIZE', 'TOLERANCE',
            'TEXT_NUMBERS', 'OVER_THE_EDGE', 'OUTSIDE', 'NOT_A_BOX', 'NEGATIVE', 'NO_OUTLINE', 'PAIRS', 'OTHER_SIZE',
-           'WRONG_SUM', 'NOT_AN_OUTLINE', 'NO_POLYGON', 'BARE_POLYGON', 'SHORT_PARTS', 'NOT_A_FLAG', 'NO_FLAG',
-           'ODD_FLAG', 'IGNORED', 'NOT_AN_AREA', 'FRACTIONS', 'ID_ZERO', 'LISTS', 'AREA_LIMITS', 'Finding', 'Line',
-           'Report', 'parse', 'number', 'whole', 'key', 'indexed', 'clean_images', 'clean_categories', 'labels',
-           'clean_box', 'has_outline', 'run_lengths', 'clean_outline', 'as_rle', 'area_of', 'clean_annotations',
-           'alike', 'as_meant', 'Files', 'with_files', 'Reading', 'read_coco', 'check_objects', 'quiet_coco',
-           'contents', 'repaired']
+           'WRONG_SUM', 'NOT_AN_OUTLINE', 'NO_POLYGON', 'BARE_POLYGON', 'SHORT_PARTS', 'ELSEWHERE', 'NOT_A_FLAG',
+           'NO_FLAG', 'ODD_FLAG', 'IGNORED', 'NOT_AN_AREA', 'FRACTIONS', 'SMALL_OUTLINES', 'ID_ZERO', 'LISTS',
+           'AREA_LIMITS', 'Finding', 'Line', 'Report', 'parse', 'number', 'whole', 'key', 'indexed', 'clean_images',
+           'clean_categories', 'labels', 'clean_box', 'has_outline', 'run_lengths', 'clean_outline', 'as_rle',
+           'area_of', 'clean_annotations', 'alike', 'as_meant', 'Files', 'with_files', 'Reading', 'read_coco',
+           'check_objects', 'quiet_coco', 'contents', 'repaired']
 
 # %% ../../nbs/data/02_coco.ipynb #9d1c8ed61a
 import contextlib, difflib, hashlib, io, math, os, re, unicodedata
@@ -386,6 +386,21 @@ def area_of(
     return box[2]*box[3] if outline is None else float(mask_api.area(as_rle(outline, height, width)))
 
 # %% ../../nbs/data/02_coco.ipynb #65d4938807
+_SLACK = 2 # pixels by which an outline may leave its box: tools round
+ELSEWHERE = Finding(LEFT_OUT, 'outlines that do not touch their box', 'left out; both must be in pixels of the image')
+
+def _is_near(u, v, box):
+    x, y, width, height = box
+    return x - _SLACK <= u <= x + width + _SLACK and y - _SLACK <= v <= y + height + _SLACK
+
+def _touches(outline, box):
+    "Do the extents of polygons and a box overlap? True for run lengths, and where either is missing."
+    if not isinstance(outline, list) or not box: return True
+    us, vs = ([v for points in outline for v in points[start::2]] for start in (0, 1))
+    x, y, width, height = box
+    return (max(us) >= x - _SLACK and min(us) <= x + width + _SLACK
+            and max(vs) >= y - _SLACK and min(vs) <= y + height + _SLACK)
+
 def _is_clean(a, images, categories, masks):
     "Quick check: is an annotation clean? Any exception also sends it to the slower check."
     image, (x, y, w, h), area = images[a['image_id']], a['bbox'], a['area']
@@ -395,7 +410,9 @@ def _is_clean(a, images, categories, masks):
     if a['iscrowd'] not in (0, 1) or a.get('ignore'): return False
     if not _NUMERIC >= {type(x), type(y), type(w), type(h), type(area)}: return False
     if not (w >= 0 <= h and 0 <= area < math.inf and _inside(x, y, w, h, image['width'], image['height'])): return False
-    return not masks or _is_clean_outline(a['segmentation'], image['width'], image['height'])
+    outline = a['segmentation']
+    if not masks or not _is_clean_outline(outline, image['width'], image['height']): return not masks
+    return type(outline) is dict or _is_near(outline[0][0], outline[0][1], a['bbox'])
 
 def _is_clean_outline(outline, width, height):
     if type(outline) is dict: return clean_outline(outline, width, height) == (outline, None)
@@ -482,6 +499,7 @@ def _mended(a, n, images, categories, masks, no_areas, report):
     found = dict(bbox=_box(a, size), iscrowd=_flag(a), ignore=_ignored(a))
     if masks and (known or isinstance(a.get('segmentation'), list)):
         found['segmentation'] = clean_outline(a.get('segmentation'), *size)
+        if not _touches(found['segmentation'][0], found['bbox'][0]): found['segmentation'] = None, ELSEWHERE
     if not (no_areas or a.get('area') is None): found['area'] = _stated_area(a)
     for _, finding in found.values(): report.add(finding, place)
     values = {field: value for field, (value, _) in found.items() if field != 'ignore'}
@@ -499,6 +517,13 @@ def _mended(a, n, images, categories, masks, no_areas, report):
 _MANY = 5 # boxes over the edge: fewer say nothing about the convention
 FRACTIONS = Finding(UNUSABLE, 'boxes that are fractions of their image',
                     'bbox must be in pixels: multiply by width and height')
+SMALL_OUTLINES = Finding(UNUSABLE, 'outlines that are fractions of their image',
+                         'segmentation must be in pixels: multiply by width and height')
+
+def _is_fraction(outline):
+    return all(isinstance(points, list) and points and {*map(type, points)} <= _NUMERIC and max(points) <= 1
+               for points in outline)
+
 _CORNERS = Finding(UNUSABLE, 'boxes that seem to be x1, y1, x2, y2', 'bbox must be x, y, width, height')
 
 def _check_convention(objects, images, report):
@@ -506,6 +531,9 @@ def _check_convention(objects, images, report):
     boxes = [box for box in listed if len(box) == 4 and {*map(type, box)} <= _NUMERIC]
     if boxes and all(max(box) <= 1 for box in boxes) and any(image['width'] > 1 for image in images.values()):
         return report.add(FRACTIONS, f'all {len(boxes):,}')
+    outlines = [a['segmentation'] for a in objects if a.get('segmentation') and isinstance(a['segmentation'], list)]
+    if outlines and all(map(_is_fraction, outlines)) and any(image['width'] > 1 for image in images.values()):
+        return report.add(SMALL_OUTLINES, f'all {len(outlines):,}')
     over = report.count(OVER_THE_EDGE)
     if over >= _MANY and over > .1*len(boxes) and all(x < x2 and y < y2 for x, y, x2, y2 in boxes):
         report.add(_CORNERS, f'else {over:,} of {len(boxes):,} reach over the edge of their image')
@@ -607,10 +635,12 @@ def with_files(
         if found is None:
             hint = files.nearest(name) if report.count(missing) < _PLACES_NAMED else '' # slow: compares all names
             report.add(missing, f'{name!r:.80}{hint}')
-        elif other:
+            continue
+        if other:
             report.add(_OTHER_NAME, f'{name!r:.60} is {found!r:.60}')
-            if found in meant: report.add(_SHARED_FILE, f'{meant[found]!r:.60} and {name!r:.60}: {found!r:.60}')
-            meant[found], named[known] = name, image | dict(file_name=found)
+            named[known] = image | dict(file_name=found)
+        if found in meant: report.add(_SHARED_FILE, f'{meant[found]!r:.60} and {name!r:.60}: {found!r:.60}')
+        meant[found] = name
     return named
 
 # %% ../../nbs/data/02_coco.ipynb #890dda2231

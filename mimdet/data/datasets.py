@@ -174,15 +174,20 @@ def register(
     decode:bool=False, # also read all images once
     strict:bool=False, # also refuse what needs repairs or omissions
     objects:bool=True, # refuse a data set without objects
+    again:bool=False,  # replace another data set of this name
 )->DatasetInfo:
     """Read a data set in COCO's format and register it with detectron2.
-    Raises `MimdetError` if `name` stands for a different data set."""
+    Raises `MimdetError` if `name` stands for a different data set, unless it is to be registered again."""
     summary, reading = check_dataset(json, images, decode=decode, strict=strict), read_coco(json, images, strict)
     if objects: check_objects(reading)
     ids = sorted(c['id'] for c in reading.coco['categories'])
     numbers = {v: n for n, v in enumerate(ids)}
     facts = dict(json_file=str(json), image_root=str(images), thing_classes=summary['categories'],
                  thing_dataset_id_to_contiguous_id=numbers, sha256=summary['sha256'])
+    there = MetadataCatalog.get(name).as_dict()
+    if again and any(key in there and not _same(there[key], fact) for key, fact in facts.items()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, partial(records_of, reading.coco, str(images), reading.masks, numbers))
     metadata = MetadataCatalog.get(name)

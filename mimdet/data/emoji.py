@@ -368,8 +368,12 @@ def _present(out, wanted, overwrite):
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return False
     card = out/'dataset.json'
     if not card.is_file(): raise MimdetError(f'{out} exists and is not an Emoji-COCO data set: choose another folder')
-    if overwrite: return False
     found = _as_now(read_json(card))
+    own = {card.name, *(f'{split}{end}' for split in found.get('splits', ()) for end in ('', '.json', '_sheet.png'))}
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in own and path.name[0] != '.')
+    if overwrite and foreign:
+        raise MimdetError(f'{out/foreign[0]} is not a part of the data set and would be lost: move it away')
+    if overwrite: return False
     for key in wanted:
         if found.get(key) == wanted[key]: continue
         differs, there = [key], found.get(key) or {}
@@ -441,7 +445,7 @@ def _tile(image, annotations, names, side):
     draw = ImageDraw.Draw(tile)
     for a in annotations:
         x, y, w, h = (v*zoom for v in a['bbox'])
-        draw.rectangle((x, y, x + w - 1, y + h - 1), outline=shades[a['category_id']])
+        draw.rectangle((x, y, max(x, x + w - 1), max(y, y + h - 1)), outline=shades[a['category_id']])
         font = ImageFont.truetype(font_file(names[a['category_id']]), max(9, side//22))
         draw.text((x + 2, y + 1), names[a['category_id']], font=font, fill='white', stroke_width=1, stroke_fill='black')
     return tile

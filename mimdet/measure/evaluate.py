@@ -11,6 +11,7 @@ import contextlib, io, time
 from dataclasses import dataclass
 from operator import itemgetter
 import hotcoco
+import numpy as np
 import pandas as pd
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
@@ -259,12 +260,13 @@ def evaluate(
     **loading,          # as for `load`: weights, device, precision
 )->Evaluated:
     "Measure box and mask AP at any sample ratio, strategy and seed."
-    ratios = [None if r is None else check_ratio(r) for r in (ratio if isinstance(ratio, (list, tuple)) else [ratio])]
+    ratios = [None if r is None else check_ratio(r) for r in ([ratio] if np.ndim(ratio) == 0 else ratio)]
+    if not ratios: raise MimdetError('no sample ratio: give one, or leave it out')
     if limit < 0: raise MimdetError(f'limit {limit} is negative')
     name, model = model, load(model, **loading)
     dataset = dataset or model.cfg.data.val
     if not dataset: raise MimdetError(f'{name} names no validation set: give one, annotations.json:images/')
-    info = register(f'evaluate:{dataset}', *parse_dataset(dataset), strict=strict)
+    info = register(f'evaluate:{dataset}', *parse_dataset(dataset), strict=strict, again=True)
     print_dataset(info)
     check_classes(model.cfg, info)
     rows = []

@@ -61,7 +61,7 @@ def describe_setting(
     "Return recipe, size, backbone, ratio, image, tokens that the encoder sees, parameters and FLOPs of a setting."
     r = recipe_named(recipe)
     height, width = r.image_size(height, width)
-    ratio = (ratio or r.sample_ratio) if r.kind.samples else 1.
+    ratio = (r.sample_ratio if ratio is None else ratio) if r.kind.samples else 1.
     tokens = keep_count(r.level_sizes(height, width)[2], ratio)
     return dict(recipe=recipe, size=r.size, backbone=r.backbone, ratio=ratio,
                 height=height, width=width, tokens=tokens,

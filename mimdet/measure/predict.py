@@ -6,7 +6,9 @@
 __all__ = ['find_pictures', 'named_result', 'as_pixels', 'predict_pictures', 'Predictions', 'predict', 'watching', 'examples']
 
 # %% ../../nbs/measure/03_predict.ipynb #addab3acce
-import contextlib, os
+import contextlib, math, os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -17,7 +19,7 @@ from ..base.core import MimdetError, Shown, atomic_path, write_json
 from ..data.augment import TestMapper, test_augmentation_of
 from ..data.coco import quiet_coco
 from ..data.datasets import DatasetInfo
-from ..data.images import list_images, png_text, read_image, reduction
+from ..data.images import list_images, png_text, read_image, reduction, upright
 from ..data.stream import in_background, test_loader
 from ..detector import draw, evaluating, detect
 from .evaluate import coco_results, detections
@@ -29,7 +31,9 @@ def find_pictures(
     images:str, # an image, a folder of images, or several of either separated by commas
 )->list:        # of paths
     "List the images. Raises `MimdetError` if one is missing."
-    paths = [Path(images)] if os.path.exists(images) else [Path(part) for part in images.split(',')]
+    parts = [images] if images and os.path.exists(images) else images.split(',')
+    if not all(map(str.strip, parts)): raise MimdetError(f'{images!r} has an empty name: give an image or a folder')
+    paths = [Path(part) for part in parts]
     for path in paths:
         if not path.exists(): raise MimdetError(f'{path}: no such image or folder')
     return [p for path in paths for p in (list_images(path) if path.is_dir() else [path])]
@@ -59,9 +63,9 @@ def as_pixels(
 )->np.ndarray:     # (H, W, 3) uint8
     "Convert an image to pixels. Raises `MimdetError` if it is not an image."
     if isinstance(picture, (str, Path)): return read_image(picture, reduced)
-    if isinstance(picture, Image.Image): return np.array(picture.convert('RGB'))
+    if isinstance(picture, Image.Image): return np.array(upright(picture))
     pixels = np.asarray(picture)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise MimdetError(f'an image must be an array (H, W, 3) of uint8, not {pixels.shape} of {pixels.dtype}')
     return pixels
 
@@ -70,13 +74,18 @@ def _reductions(pictures, data):
     size = data.get('square', 0) or data.test_short_edge
     return [reduction(each, size) if isinstance(each, Path) else 1 for each in pictures]
 
+def _names(pictures):
+    "Name each image: a file by its name, or by its path if another has the same name."
+    files = Counter(each.name for each in pictures if isinstance(each, Path))
+    return [f'picture {k}' if not isinstance(each, Path) else each.name if files[each.name] == 1 else str(each)
+            for k, each in enumerate(pictures, 1)]
+
 def _detected(model, data, pictures, threshold):
     "Yield each image's name, its pixels, the factor by which they are reduced, and its detections."
     reduced, augmentation = _reductions(pictures, data), test_augmentation_of(data)
-    names = [each.name if isinstance(each, Path) else f'picture {k}' for k, each in enumerate(pictures, 1)]
     read = in_background(lambda one: as_pixels(*one), zip(pictures, reduced))
     with evaluating(model): # once for all images, so that weights are cast once
-        for name, pixels, smaller in zip(names, read, reduced):
+        for name, pixels, smaller in zip(_names(pictures), read, reduced):
             instances = detect(model, pixels, augmentation, name)
             yield name, pixels, smaller, instances[instances.scores >= threshold]
 
@@ -126,10 +135,10 @@ class Predictions(Shown):
 
     @property
     def table(self):
-        "One row per object, as a data frame."
+        "One row per object, as a data frame; boxes in pixels of the whole picture, also if it was read at a smaller size."
         columns = ['picture', 'category', 'score', 'x', 'y', 'width', 'height']
-        rows = [(o['file_name'], o['category'], round(o['score'], 3), *(round(v, 1) for v in o['bbox']))
-                for o in self.objects]
+        rows = [(o['file_name'], o['category'], round(o['score'], 3),
+                 *(round(v*o.get('reduced', 1), 1) for v in o['bbox'])) for o in self.objects]
         return pd.DataFrame(rows, columns=columns)
 
     def __str__(self): return f'{len(self.objects)} objects in {len(self.names)} images'
@@ -144,7 +153,7 @@ def _embedded(picture):
 # %% ../../nbs/measure/03_predict.ipynb #a910000d
 def predict(
     model,               # as for `mimdet.weights.models.load`
-    pictures,            # a path, a folder, an array (H, W, 3) of uint8, a PIL image, or a list of these
+    pictures,            # a path, a folder, an array (H, W, 3) of uint8, a PIL image, or several of these
     *,
     output='',           # folder for the drawings and predictions.json; empty: nothing is written
     threshold:float=0.5, # keep objects scored at least this
@@ -154,12 +163,15 @@ def predict(
     **loading,           # as for `load`: weights, device, precision
 )->Predictions:
     "Find objects in pictures."
-    model, listed = load(model, **loading), pictures if isinstance(pictures, (list, tuple)) else [pictures]
-    found = [path for each in listed if isinstance(each, (str, Path)) for path in find_pictures(str(each))]
-    others = [each for each in listed if not isinstance(each, (str, Path))]
-    if others and output: raise MimdetError('output works for files only: leave it out, or save the pictures first')
+    if not 0 <= threshold <= 1: raise MimdetError(f'threshold {threshold} is outside [0, 1]')
+    if not 0 < scale < math.inf: raise MimdetError(f'scale {scale} must be more than 0')
+    model, several = load(model, **loading), isinstance(pictures, (list, tuple, Iterator))
+    found = [one for each in (pictures if several else [pictures])
+             for one in (find_pictures(str(each)) if isinstance(each, (str, Path)) else [each])]
+    if output and not all(isinstance(each, Path) for each in found):
+        raise MimdetError('output works for files only: leave it out, or save the pictures first')
     with model.sampled(ratio, seed=seed):
-        if not output: return _predict_in_memory(model, found + others, threshold, scale)
+        if not output: return _predict_in_memory(model, found, threshold, scale)
         objects = predict_pictures(model, model.cfg.data, paths=found, output=output, threshold=threshold, scale=scale)
     return Predictions([path.name for path in found], objects, [Path(output)/f'{path.stem}.png' for path in found])
 

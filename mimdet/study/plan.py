@@ -314,8 +314,8 @@ def _plan_on_gpus(study, names, ahead, root):
 # %% ../../nbs/study/04_plan.ipynb #a179ce070b
 def _plan_on_cores(study, names, ahead):
     seconds = estimate(study, names, dict(train=_SLOW, forward=_SLOW))
-    hours = sum(seconds.values())/3600
-    return Plan(seconds, sum(seconds.values()), [f'{ahead} {hours:.2g} hours in sequence on one slow core of a cluster'])
+    total = sum(seconds.values())
+    return Plan(seconds, total, [f'{ahead} {span(total)} one after the other, each on a slow core of the cluster'])
 
 def _room(study, names):
     kept, running = disk(study, names)

@@ -28,7 +28,7 @@ from ..measure.predict import as_pixels, watching
 from ..measure.probes import decoder_replaced, fit_stem_alone
 from ..recipes import RECIPES, class_names
 from ..sampler import STRATEGIES
-from ..tokens import STRIDE, grid_shape
+from ..tokens import STRIDE, check_ratio, grid_shape
 from .pretrain import complete_picture, load_autoencoder
 from ..weights.models import load
 
@@ -159,7 +159,7 @@ class Explorer:
     "The state of an exploration: a picture, the visible tokens, and the results."
     def __init__(self, model, picture, *, autoencoder=None, ratio=None, guess=None):
         self.model, self.autoencoder, self.guess = model, autoencoder, guess
-        self.settings = dict(ratio=ratio or model.ratio, strategy=model.strategy, seed=0)
+        self.settings = dict(ratio=model.ratio if ratio is None else check_ratio(ratio), strategy=model.strategy, seed=0)
         self.without, self.whole, self.kept = False, None, None
         self.show(picture)
 
@@ -323,7 +323,8 @@ def _then(self:_Panel, act):
     try:
         act()
         self.says.value = _AS_SAMPLED if self.state.kept is None else _BY_HAND
-    except MimdetError as e: self.says.value = f'<b>{html.escape(str(e))}</b>'
+    except Exception as e: # of any kind: the panel must not say "computing" for ever
+        self.says.value = f'<b>{html.escape(str(e) or type(e).__name__)}</b>'
     self._draw()
 
 @patch

@@ -139,7 +139,7 @@ def evaluation_hooks(
 # %% ../../nbs/training/06_train.ipynb #f3a6f56546
 def validation_set(cfg)->DatasetInfo:
     "Register the validation set. Raises `MimdetError` if its categories are not the model's."
-    info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val), strict=cfg.data.strict)
+    info = register('val:' + cfg.data.val, *parse_dataset(cfg.data.val), strict=cfg.data.strict, again=True)
     print_dataset(info)
     check_classes(cfg, info)
     return info
@@ -171,7 +171,7 @@ def run_training(
     writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."""
     started, output, world = time.time(), Path(cfg.train.output_dir), comm.get_world_size()
     device = pick_device(cfg.train.device)
-    info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict)
+    info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict, again=True)
     print_dataset(info)
     cfg = with_classes(cfg, info)
     changes, dtype = changes_of(cfg), precision(cfg.model.amp, device)

@@ -89,11 +89,12 @@ def load(
     device:str='auto', # where to put it
     precision:str='',  # auto (the fastest that the hardware has), bf16, fp16 or fp32; default: the model's own
 )->Detector:           # with its configuration in `cfg` and its load report in `report`
-    "Load a trained detector; a loaded one is returned as it is. Raises `MimdetError` if none has that name."
+    "Load a trained detector; a loaded one is only moved to the device. Raises `MimdetError` if none has that name."
     if not isinstance(model, Detector):
         cfg, found, report = load_model(str(model), weights, device)
         found.cfg, found.report = cfg, report
-    elif hasattr(model, 'cfg'): found = model
+    elif weights: raise MimdetError(f'weights={weights}: this model has its weights; give the name of a recipe instead')
+    elif hasattr(model, 'cfg'): found = model if device == 'auto' else model.to(pick_device(device))
     else: raise MimdetError('this model came without its configuration: load it with mimdet.load(NAME)')
     if precision: found.set_precision(precision)
     return found
