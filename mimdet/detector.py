@@ -39,6 +39,8 @@ def precision(
 )->torch.dtype:
     """Return the type that autocast computes in. 'auto': bf16 where it is fast, else fp16 on a GPU,
     as the authors used, and full precision on a CPU."""
+    if amp not in PRECISIONS and amp != 'auto':
+        raise MimdetError(f'unknown precision {amp!r}; there are auto, {", ".join(PRECISIONS)}')
     if amp != 'auto': return PRECISIONS[amp]
     if _has_bf16(device): return torch.bfloat16
     return torch.float16 if torch.device(device).type == 'cuda' else torch.float32

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DECODER_RATES', 'SIZES', 'DESIGNS', 'EXCEPTIONS', 'RECIPES', 'PIXEL_MEAN', 'PIXEL_STD', 'PUBLISHED', 'Recipe',
            'names', 'network', 'networks', 'recipe', 'nearest', 'largest_image', 'to_config', 'config', 'as_stored',
-           'class_names', 'override', 'leaves', 'differences', 'from_the_paper', 'parameters', 'parameter_count']
+           'class_names', 'mistake', 'override', 'leaves', 'differences', 'from_the_paper', 'parameters',
+           'parameter_count']
 
 # %% ../nbs/method/10_recipes.ipynb #02-3e6c8c60
 import difflib, numbers
@@ -105,7 +106,9 @@ class Recipe:
     def lr(self): return self.base_lr*(self.batch/64)**0.5
     def in_iterations(self, epochs): return round(epochs*self.images/self.batch)
     @property
-    def drops(self): return [round(share*self.iterations) for share in self.milestones]
+    def drops(self): # in a very short run, some coincide with each other or with an end
+        drops = dict.fromkeys(round(share*self.iterations) for share in self.milestones)
+        return [drop for drop in drops if 0 < drop < self.iterations]
 
     def image_size(self,
         height:int=0, # wanted, in pixels; 0: the largest
@@ -326,7 +329,10 @@ def class_names(
     return [name.replace(f'${_JOINER}{{', '${').removeprefix(_JOINER) for name in data.get('classes') or ()]
 
 # %% ../nbs/method/10_recipes.ipynb #c5e1a0000d
-def _mistake(old, value):
+def mistake(
+    old,   # value of a configuration
+    value, # to take its place
+)->str:
     "Return why a value cannot replace another one, or None."
     kinds = {bool: 'true or false', int: 'a whole number', numbers.Number: 'a number',
              ListConfig: 'a list', DictConfig: 'a section'}
@@ -350,14 +356,15 @@ def override(
     cfg = cfg.copy()
     keys = _dotted(OmegaConf.to_container(cfg))
     for assignment in assignments:
-        key, equals, value = assignment.partition('=')
+        key, equals, text = assignment.partition('=')
         if not equals: raise MimdetError(f'{assignment!r} is not of the form key=value')
         if key not in keys: raise MimdetError(f'the configuration has no {key!r}{nearest(key, keys)}')
-        try: value = OmegaConf.from_dotlist([f'x={value}']).x
+        try: value = OmegaConf.from_dotlist([f'x={text}']).x
         except (YAMLError, OmegaConfBaseException):
             raise MimdetError(f'{assignment!r}: the value is not valid YAML') from None
         old = OmegaConf.select(cfg, key)
-        if mistake := _mistake(old, value): raise MimdetError(f'{assignment!r}: {key} {mistake}')
+        if isinstance(old, str) and isinstance(value, numbers.Number): value = text # YAML sees a number in a name
+        if wrong := mistake(old, value): raise MimdetError(f'{assignment!r}: {key} {wrong}')
         OmegaConf.update(cfg, key, value)
     return cfg
 

@@ -67,9 +67,10 @@ def slurm(folder, *, cores=2, memory=12000):
     env = os.environ.copy()
     munge = [f'--key-file={key}', f'--socket={folder}/munge.socket', f'--pid-file={folder}/munge.pid',
              f'--log-file={folder}/munge.log', f'--seed-file={folder}/munge.seed', '--force']
+    daemons = [['munged', '-F', *munge], ['slurmctld', '-D'], *(['slurmd', '-D', '-N', node] for node in NODES)]
     started = []
     try:
-        for command in (['munged', '-F', *munge], ['slurmctld', '-D'], *(['slurmd', '-D', '-N', node] for node in NODES)):
+        for command in daemons:
             started.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             time.sleep(1)
         for _ in range(60):

@@ -42,6 +42,7 @@ def draw_all(study, folder):
 
 if __name__ == '__main__':
     with complaining('figures'):
+        if len(sys.argv) < 2: raise MimdetError('give a profile, such as demo')
         study = read_study(sys.argv[1], ROOT/'profiles')
         folder = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT/study.figures
         jobs = draw_all(study, folder)

@@ -136,8 +136,8 @@ def submit(study, target, call, left, cluster, lock):
     while True:
         running = subprocess.Popen(
             command(study.profile, *call, '--quiet', 'host', 'reason', cluster=cluster), cwd=ROOT, text=True,
-            env=os.environ | KEEP_MEMORY | dict(MIMDET_QUEUE_AGAIN='1'), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            pass_fds=[lock.fileno()])
+            env=os.environ | KEEP_MEMORY | dict(MIMDET_QUEUE_AGAIN='1'), pass_fds=[lock.fileno()],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         follower = Follower(running.stderr, left, ROOT)
         follower.start()
         try: code = running.wait()

@@ -135,7 +135,7 @@ class Predictions(Shown):
 
     @property
     def table(self):
-        "One row per object, as a data frame; boxes in pixels of the whole picture, also if it was read at a smaller size."
+        "One row per object, as a data frame. Boxes are in pixels of the whole file, also if it was read at less."
         columns = ['picture', 'category', 'score', 'x', 'y', 'width', 'height']
         rows = [(o['file_name'], o['category'], round(o['score'], 3),
                  *(round(v*o.get('reduced', 1), 1) for v in o['bbox'])) for o in self.objects]

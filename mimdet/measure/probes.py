@@ -33,7 +33,8 @@ def fit_stem_alone(
     loader,  # of images to fit on; not those to evaluate on
 )->StemAlone:
     "Fit the decoder's tokens from the stem's by least squares, without those in the padding."
-    if not all(model.bottom_up.parts().values()): raise MimdetError('this detector has no encoder or no decoder to replace')
+    if not all(model.bottom_up.parts().values()):
+        raise MimdetError('this detector has no encoder or no decoder that a stem could replace')
     pairs, both = [], []
     hook = model.bottom_up.decoder.register_forward_hook(lambda module, args, out: both.append((args[3], out)))
     try:

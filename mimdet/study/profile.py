@@ -77,8 +77,15 @@ def check_keys(plain, where):
 def _check_models(part, kind, where):
     for level in ('common', 'models'): part[level] = part.get(level) or {}
     check_section(part['common'], kind, f'{where}.common')
+    if not isinstance(part['models'], dict):
+        raise MimdetError(f'{where}.models: expected names and sections, not {part["models"]!r}')
     part['models'] = {key: section or {} for key, section in part['models'].items()}
     for key, section in part['models'].items(): check_section(section, kind, f'{where}.models.{key}')
+    for key, section in dict(part['models'], common=part['common']).items():
+        for field, kind in dict(seeds=list, overrides=list, changes=dict).items():
+            if isinstance(section.get(field, kind()), kind): continue
+            shown = 'a list' if kind is list else 'names and values'
+            raise MimdetError(f'{where}: {field} of {key} must be {shown}, not {section[field]!r}')
 
 # %% ../../nbs/study/02_profile.ipynb #07f0e5a004
 def profiles(
@@ -105,5 +112,8 @@ def read_models(
         if 'recipe' not in model:
             raise MimdetError(f'{where}: train.models.{key} has no recipe: set one there or in train.common')
         epoch = dict(images=min(images, model['first'] or images)) if images else {}
-        found[key] = model | dict(built=recipe(model['recipe'], **epoch, **model['changes']))
+        try: built = recipe(model['recipe'], **epoch, **model['changes'])
+        except TypeError as e:
+            raise MimdetError(f'{where}: train.models.{key}: changes {model["changes"]}: {e}') from None
+        found[key] = model | dict(built=built)
     return found

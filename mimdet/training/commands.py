@@ -167,7 +167,12 @@ def mimdet_pretrain(
     from mimdet.training.pretrain import pretrain
     shared = dict(seed=seed, device=device, memory_mb=memory_mb, resume=resume, least=least, bars=False)
     if stem_for:
-        stem_steps = 1000 if stem_steps is None else stem_steps
+        stem_steps = min(steps, 1000) if stem_steps is None else stem_steps
+        unused = dict(size=size != 'tiny', batch=batch != 64, lr=lr != 1.5e-3, warmup=warmup != 50,
+                      workers=workers != 0, mask_ratio=mask_ratio != .75, decoder_depth=decoder_depth != 0)
+        if any(unused.values()):
+            told = ', '.join(f'--{name.replace("_", "-")}' for name in unused if unused[name])
+            raise MimdetError(f'{told} with --stem-for: nothing is pre-trained; see --stem-steps and --stem-batch')
         print(pretrain(images, output, stem_for=stem_for, steps=stem_steps, batch=stem_batch, **shared))
         return
     print(pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
@@ -216,7 +221,10 @@ def mimdet_train(
 ):
     "Train a detector on COCO or on your own data, on one GPU or many."
     from mimdet.training.train import launch_training, training_config
-    if eval_only and output and not init and Path(output, 'config.yaml').is_file(): config = f'{output}/config.yaml'
+    if eval_only:
+        own = Path(init).with_name('config.yaml') if init else Path(output or 'runs/train', 'config.yaml')
+        if own.is_file(): config = str(own)
+        elif init in released(): raise MimdetError(f'--eval-only is for runs: mimdet_evaluate {init} --dataset {val}')
     cfg = training_config(config, dataset=dataset, val=val, output=output, epochs=epochs, batch=batch, mae=mae,
                           first=first, init=init, allow_partial=allow_partial, strict=strict, seed=seed, device=device,
                           overrides=overrides)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from ..base.core import rng_for, seed_for
+from ..base.core import MimdetError, rng_for, seed_for
 from ..data.images import image_errors, list_images, read_image
 from ..sampler import tensor_to_device
 
@@ -150,6 +150,7 @@ class Crops(Dataset):
         memory_mb:int=4096,  # if the decoded images take more, they are read when drawn
         device='cpu',        # preferred device of images in memory
     ):
+        if not 0 < least <= 1: raise MimdetError(f'{least=} is outside (0, 1]')
         self.paths, self.size, self.seed, self.least = list_images(folder), size, seed, least
         self.pictures = read_pictures(self.paths, memory_mb*2**20, device)
 

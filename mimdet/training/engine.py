@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Step', 'Trainer', 'Checkpoint', 'Stopwatch', 'MovingAverage', 'Evaluation', 'Writers', 'progress_bars', 'bars_shown',
-           'ProgressBar', 'fit', 'read_metrics']
+           'ProgressBar', 'alone_in', 'fit', 'read_metrics']
 
 # %% ../../nbs/training/03_engine.ipynb #176bc63eb8
-import json, logging, math, re, time
-from contextlib import contextmanager, nullcontext
+import fcntl, json, logging, math, os, re, time
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
@@ -188,6 +188,8 @@ class MovingAverage(HookBase):
         self.learning, self.average = model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     @property
     def model(self): return self.average.module
+    def begin(self): # at the weights as they are, for a run that had no average before
+        self.model.load_state_dict(self.learning.state_dict())
     def after_step(self): self.average.update_parameters(self.learning)
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.average.load_state_dict(state)
@@ -253,6 +255,29 @@ def _log_file(path):
         logger.removeHandler(handler)
         handler.close()
 
+# %% ../../nbs/training/03_engine.ipynb #cfe4a874b5
+@contextmanager
+def alone_in(
+    folder,
+    patience:float=10., # seconds to wait for another process to leave
+):
+    "Keep other training out of a folder inside the block. Raises `MimdetError` if there is some already."
+    handle, late = os.open(folder, os.O_RDONLY), time.time() + patience
+    try:
+        while True:
+            try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.time() > late:
+                    raise MimdetError(f'{folder}: another run writes there: wait for it, '
+                                      'or choose another output folder') from None
+                time.sleep(.2)
+            except OSError: break # a file system without locks
+            else: break
+        yield
+    finally:
+        with suppress(OSError): fcntl.flock(handle, fcntl.LOCK_UN) # processes that were forked have the handle too
+        os.close(handle)
+
 # %% ../../nbs/training/03_engine.ipynb #18-f4133524
 def fit(
     model,             # returns a dictionary of losses in training
@@ -270,6 +295,7 @@ def fit(
     allow_changes:bool=False, # continue even if the checkpoint's identity differs
     extra_hooks=(),    # detectron2 hooks that run before the checkpoint is written
     notes=None,        # file name -> text, written to the output folder once all checks have passed
+    results=(),        # names of files that an earlier end left there; they get before_ in front once training goes on
     accumulate:int=1,  # micro-batches per step
     clip:float=0.,     # largest norm of the gradient; 0: no clipping
     scaled:bool=False, # scale the losses, for float16
@@ -300,7 +326,6 @@ def fit(
     if state: _go_on(state, output_dir/'checkpoint.pth', model, trainer, schedule)
     state = None # frees gigabytes for a large model
     if main:
-        for name, text in (notes or {}).items(): write_text(output_dir/name, text)
         _forget_metrics_after(output_dir/'metrics.jsonl', done)
         writers = [CommonMetricPrinter(iterations),
                    JSONWriter(str(output_dir/'metrics.jsonl')),
@@ -308,8 +333,14 @@ def fit(
         checkpoint = Checkpoint(model, output_dir/'checkpoint.pth', period, identity)
         bar = [ProgressBar(log_period)] if bars_shown() else []
         trainer.register_hooks([Writers(writers, log_period), *bar, checkpoint])
-    with _log_file(output_dir/'log.txt') if bars_shown() and main else nullcontext():
-        if done < iterations: trainer.train(done, iterations)
+    with alone_in(output_dir) if main else nullcontext():
+        if main:
+            for name, text in (notes or {}).items(): write_text(output_dir/name, text)
+        if main and done < iterations:
+            for path in (output_dir/name for name in results):
+                if path.exists(): path.replace(path.with_name(f'before_{path.name}'))
+        with _log_file(output_dir/'log.txt') if bars_shown() and main else nullcontext():
+            if done < iterations: trainer.train(done, iterations)
     return stopwatch.before
 
 # %% ../../nbs/training/03_engine.ipynb #fb81fba8ca
@@ -317,10 +348,11 @@ def _last_state(path, resume, identity, allow_changes):
     if not path.exists(): return None
     if not resume: raise MimdetError(f'{path} exists from an earlier run: resume it, or choose another output folder')
     state = read_checkpoint(path)
+    if 'identity' not in state: raise MimdetError(f'{path} is not a checkpoint of a training run: move it away')
     changes = differences(identity, state['identity'])
     if changes and not allow_changes:
         raise MimdetError(f'{path} belongs to another configuration ({"; ".join(changes)}): '
-                          'continue with --allow-changes, remove it, or choose another output folder')
+                          'remove it, choose another output folder, or allow that (mimdet_train --allow-changes)')
     for change in changes: logging.getLogger(__name__).info(f'changed since the checkpoint: {change}')
     return state
 
@@ -330,6 +362,8 @@ def _go_on(state, path, model, trainer, schedule):
     except ValueError as e:
         raise MimdetError(f'{path}: its optimizer is for other parameter groups ({e}): '
                           'start a new run, from its weights if you like (--init)') from None
+    for hook in trainer._hooks:
+        if isinstance(hook, MovingAverage) and MovingAverage.__qualname__ not in state['trainer']['hooks']: hook.begin()
     groups = trainer.optimizer.param_groups
     schedule.base_lrs = [group['initial_lr'] for group in groups]
     for group, lr in zip(groups, schedule.get_lr()): group['lr'] = lr

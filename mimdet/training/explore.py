@@ -159,7 +159,8 @@ class Explorer:
     "The state of an exploration: a picture, the visible tokens, and the results."
     def __init__(self, model, picture, *, autoencoder=None, ratio=None, guess=None):
         self.model, self.autoencoder, self.guess = model, autoencoder, guess
-        self.settings = dict(ratio=model.ratio if ratio is None else check_ratio(ratio), strategy=model.strategy, seed=0)
+        ratio = model.ratio if ratio is None else check_ratio(ratio)
+        self.settings = dict(ratio=ratio, strategy=model.strategy, seed=0)
         self.without, self.whole, self.kept = False, None, None
         self.show(picture)
 

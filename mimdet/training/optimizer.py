@@ -54,6 +54,9 @@ def optimizer_for(
         own = dict.fromkeys(('relative_position_bias_table', 'pos_embed'), dict(weight_decay=0.))
         groups = get_default_optimizer_params(model, base_lr=settings.lr, **decay, overrides=own)
     else: raise MimdetError(f"unknown optimizer.groups={settings.groups!r}; there are 'mimdet', 'benchmarking'")
+    if not settings.lr_factor > 0: raise MimdetError(f'optimizer.lr_factor={settings.lr_factor} must be more than 0')
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise MimdetError(f'optimizer.betas={list(settings.betas)} must lie in [0, 1)')
     if len(settings.betas) != 2: raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers')
     fused = model.device.type in ('cpu', 'cuda') # one kernel for all parameters
     return torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas), fused=fused)
@@ -72,7 +75,8 @@ def lr_schedule(
     if iterations < 1: raise MimdetError(f'{iterations=} must be at least 1')
     if kind == 'step':
         if not list(milestones) == sorted(m for m in milestones if 0 < m < iterations):
-            raise MimdetError(f'milestones {list(milestones)} must rise, between 0 and the {iterations} iterations')
+            raise MimdetError(f'milestones {list(milestones)} must rise, between 0 and the {iterations} iterations '
+                              '(schedule.milestones)')
         rates = [0.1**k for k in range(len(milestones) + 1)]
         course = MultiStepParamScheduler(rates, iterations, list(milestones))
     elif kind == 'cosine': course = CosineParamScheduler(1., 0.)

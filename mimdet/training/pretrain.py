@@ -29,7 +29,7 @@ from .engine import fit, progress_bars, read_metrics
 from .optimizer import lr_schedule
 from ..vit import (MaskedAutoencoder, Reconstruction, embed_patches, mae_names, normalised_patches, patchify,
                         unpatchify)
-from ..weights.files import check_finite, metadata, read_weights, save_weights
+from ..weights.files import check_finite, find_weights, metadata, read_weights, save_weights
 from ..weights.models import load_self_contained
 from ..weights.names import STEM, describe, grid_of, published_names
 
@@ -108,7 +108,8 @@ def fit_stem(
     optimizer = torch.optim.AdamW(fitting.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = lr_schedule(optimizer, 'cosine', iterations=steps, warmup=round(0.3*steps))
     dtype = precision('auto', device)
-    identity = dict(steps=steps, batch=batch, lr=lr, seed=seed, patches=_fingerprint(model.mae.encoder.patch_embed))
+    identity = dict(steps=steps, batch=batch, lr=lr, seed=seed, patches=_fingerprint(model.mae.encoder.patch_embed),
+                    images=_identity_of(crops), least=crops.least)
     fit(fitting, optimizer, schedule=schedule, loader=lambda done: _batches(crops, batch, done, steps, 0),
         iterations=steps, output_dir=output, seed=seed,
         period=max(1, steps//5), resume=resume, identity=identity, scaled=dtype == torch.float16,
@@ -116,6 +117,8 @@ def fit_stem(
     return fitting.stem.eval()
 
 # %% ../../nbs/training/05_pretrain.ipynb #cd893e1906
+def _identity_of(crops): return config_hash([(p.name, p.stat().st_size) for p in crops.paths])
+
 def _fingerprint(module):
     values = module.state_dict().values()
     return hashlib.sha256(b''.join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
@@ -171,6 +174,13 @@ def run_pretraining(
     settings = dict(size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay,
                     mask_ratio=mask_ratio, least=least, decoder_depth=decoder_depth, seed=seed)
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
+    stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
+    _check_counts(steps=steps, batch=batch, stem_batch=stem_batch)
+    if stem['steps'] < 0: raise MimdetError(f'{stem_steps=} cannot be negative; 0 fits no stem')
+    if not lr > 0: raise MimdetError(f'{lr=} must be more than 0')
+    if min(workers, memory_mb) < 0: raise MimdetError(f'{workers=} and {memory_mb=} cannot be negative')
+    if Path(output, 'stem', 'checkpoint.pth').exists() and not Path(output, 'checkpoint.pth').exists():
+        raise MimdetError(f'{output}/stem is from an earlier fit: move it away, or choose another output folder')
     started, device = time.time(), pick_device(device)
     torch.manual_seed(seed)
     mae, side = autoencoder(size, decoder_depth)
@@ -180,11 +190,11 @@ def run_pretraining(
     workers = 0 if crops.pictures else workers_that_fit(workers, batch, side**2) # none if images are in memory
     loader = lambda done: _batches(crops, batch, done, steps, workers)
     schedule = lr_schedule(optimizer, 'cosine', iterations=steps, warmup=warmup)
-    identity = dict(settings, images=config_hash([(p.name, p.stat().st_size) for p in crops.paths]))
+    identity = dict(settings, images=_identity_of(crops))
     before = fit(model, optimizer, schedule=schedule, loader=loader, iterations=steps, output_dir=output, seed=seed,
                  period=max(1, min(steps//5, 500)), log_period=max(20, steps//400), resume=resume, identity=identity,
-                 scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist())
-    stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
+                 scaled=precision('auto', device) == torch.float16, name_batch=lambda batch: batch[1].tolist(),
+                 results=['mae_full.pth'])
     fitted = fit_stem(model, crops, output=f'{output}/stem', seed=seed, resume=resume,
                       **stem) if stem['steps'] else None
     path, seconds = Path(output)/'mae_full.pth', before + time.time() - started
@@ -194,6 +204,10 @@ def run_pretraining(
                 model=model, stem=fitted, crops=crops, device=device)
 
 # %% ../../nbs/training/05_pretrain.ipynb #f60fc17e14
+def _check_counts(**counts):
+    for name, count in counts.items():
+        if count < 1: raise MimdetError(f'{name}={count} must be at least 1')
+
 def _groups(model, weight_decay):
     "Group parameters: weight decay for matrices, none for biases and norms."
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -320,13 +334,13 @@ def add_stem(
 )->dict:                  # path and SHA-256 of the new file, and `stem_effect` on images of the stream's next step
     """Fit a stem to an autoencoder's patch tokens and write both.
     Raises `MimdetError` for a file of another kind or size."""
-    if steps < 1: raise MimdetError(f'{steps=} must be at least 1 to fit a stem')
+    _check_counts(steps=steps, batch=batch)
     weights, path = published_names(read_weights(source)), Path(output)/'mae_full.pth'
     check_finite(weights, source)
     found = describe(weights)
     if found.kind != 'mae-full' or found.size not in SIZES:
         raise MimdetError(f'{source}: a stem needs a full MAE of size {", ".join(SIZES)}; this is {found}')
-    if path.exists() and path.samefile(source):
+    if path.exists() and path.samefile(find_weights(source)):
         raise MimdetError(f'{path} is the source file: choose another output folder')
     device = pick_device(device)
     model = load_autoencoder(source).to(device)

@@ -27,7 +27,7 @@ from ..data.datasets import DatasetInfo, check_dataset, parse_dataset, print_dat
 from ..data.stream import train_loader, workers_that_fit
 from ..detector import build, compile_parts, precision, synchronise
 from ..measure.evaluate import check_classes, evaluate_detector, format_rows
-from ..recipes import RECIPES, as_stored, config, differences, largest_image, nearest, override
+from ..recipes import RECIPES, as_stored, config, differences, largest_image, mistake, nearest, override, recipe
 from ..tokens import grid_shape
 from .engine import Evaluation, MovingAverage, bars_shown, fit, progress_bars, read_metrics
 from .optimizer import lr_schedule, optimizer_for
@@ -202,9 +202,8 @@ def run_training(
     average = [MovingAverage(model, cfg.train.ema)] if cfg.train.ema else []
     final = average[0].model if average else model
     before = fit(model, optimizer, schedule=schedule, loader=loader, iterations=steps.iterations, output_dir=output,
-                 seed=cfg.train.seed,
-                 period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
-                 resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes,
+                 seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
+                 results=['model_final.pth'], resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes,
                  extra_hooks=[*average, *evaluation_hooks(cfg, final, val)], notes=_notes(cfg, changes, info, val),
                  accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
                  scaled=dtype == torch.float16 or cfg.train.fp16_compression and world > 1,
@@ -224,7 +223,7 @@ def _notes(cfg, changes, info, val):
             'data_report.txt': ''.join(f'{each.reading.report}\n' for each in (info, val) if each)}
 
 # %% ../../nbs/training/06_train.ipynb #23-45f9d9d2
-def is_file(source): return source.endswith(('.yaml', '.py'))
+def is_file(source): return source.endswith(('.yaml', '.yml', '.py'))
 
 def read_config(
     source:str, # a recipe name, or a .yaml or .py file in detectron2's LazyConfig format
@@ -255,10 +254,17 @@ def completed_config(
     if missing:
         raise MimdetError(f'{source} is not a training configuration: {missing[0]!r} is missing; '
                           '`mimdet_models RECIPE` prints a complete one')
+    for section in ('model', *_SECTIONS):
+        if not OmegaConf.is_dict(cfg[section]):
+            raise MimdetError(f'{source}: {section!r} must be a section, not {cfg[section]!r}')
     known = [f'{section}.{key}' for section in _SECTIONS for key in usual[section]]
     known += ['data.classes', 'data.category_ids']
     unknown = [f'{section}.{key}' for section in _SECTIONS for key in cfg[section] if f'{section}.{key}' not in known]
     if unknown: raise MimdetError(f'{source}: nothing reads {unknown[0]!r}{nearest(unknown[0], known)}')
+    for section in _SECTIONS:
+        for key, value in cfg[section].items():
+            wrong = mistake(usual[section].get(key), value) if value is not None else None
+            if wrong: raise MimdetError(f'{source}: {section}.{key} {wrong}')
     whole = {section: OmegaConf.merge(usual[section], cfg[section]) for section in _SECTIONS}
     return OmegaConf.create(dict(model=cfg.model, **whole))
 
@@ -281,9 +287,11 @@ def training_config(
     overrides=(),       # more changes, such as model.strategy=grid
 )->DictConfig:
     "Build the configuration of a training run from options."
+    if first < 0: raise MimdetError(f'{first=} cannot be negative; 0 takes all images')
     changes = {k: v for k, v in dict(epochs=epochs, batch=batch).items() if v}
-    if dataset and not is_file(config):
-        there = check_dataset(*parse_dataset(dataset))['images'] # cached: training does not read it again
+    if (dataset or first) and not is_file(config):
+        # cached: training does not read it again
+        there = check_dataset(*parse_dataset(dataset))['images'] if dataset else recipe(config).images
         changes |= dict(images=min(there, first or there))
     cfg = read_config(config, **changes)
     if first: cfg.data.first = first
@@ -373,8 +381,9 @@ def train_on(
 def _launch_on_nodes(cfg, num_gpus, nodes, resume):
     path = Path(cfg.train.output_dir)/'launched.yaml'
     write_text(path, OmegaConf.to_yaml(cfg))
-    call = 'from mimdet.training.commands import mimdet_train; mimdet_train()'
-    launch_on_nodes([sys.executable, '-c', call, '--config', path, *['--resume']*resume], nodes=nodes, num_gpus=num_gpus)
+    train = 'from mimdet.training.commands import mimdet_train; mimdet_train()'
+    command = [sys.executable, '-c', train, '--config', path, *['--resume']*resume]
+    launch_on_nodes(command, nodes=nodes, num_gpus=num_gpus)
     path.unlink()
 
 # %% ../../nbs/training/06_train.ipynb #a9100016

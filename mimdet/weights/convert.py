@@ -86,7 +86,9 @@ def convert_weights(
     given = read_weights(source)
     check_finite(given, source)
     weights = published_names(given)
-    words = file_metadata(weights, source, names)
+    before = metadata(source) # of a released detector: configuration, scores, licence
+    words = (before if names == 'published' else {'licence': before.get('licence', '')})
+    words = {k: v for k, v in words.items() if v} | file_metadata(weights, source, names)
     head = dict(source=source, holds=describe(weights), sha256=words['source_sha256'])
     weights, left_out = renamed(weights, names)
     if output.suffix == '.pth': save_weights(dict(model=weights), output)

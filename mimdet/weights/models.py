@@ -8,6 +8,8 @@ __all__ = ['load_run', 'with_coco_names', 'load_published', 'load_self_contained
 # %% ../../nbs/weights/05_models.ipynb #df44470071
 from pathlib import Path
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 import mimdet.base.compat
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from ..base.core import MimdetError, pick_device
@@ -29,7 +31,11 @@ def _from_run(folder, device):
     if not (folder/'config.yaml').is_file():
         raise MimdetError(f'{folder} holds no trained model: no config.yaml; '
                           'give the output folder of mimdet_train')
-    cfg = OmegaConf.load(folder/'config.yaml')
+    try: cfg = OmegaConf.load(folder/'config.yaml')
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
+        raise MimdetError(f'{folder}/config.yaml is damaged: {" ".join(str(e).split())}') from None
+    if not OmegaConf.is_dict(cfg) or not {'model', 'data'} <= cfg.keys():
+        raise MimdetError(f'{folder}/config.yaml is not the configuration of a training run: model or data is missing')
     model = build(cfg).to(pick_device(device))
     report = load_detector(model, folder/'model_final.pth')
     return cfg, model.eval(), report
