@@ -203,7 +203,8 @@ def run_training(
     final = average[0].model if average else model
     before = fit(model, optimizer, schedule=schedule, loader=loader, iterations=steps.iterations, output_dir=output,
                  seed=cfg.train.seed, period=cfg.train.checkpoint_period, log_period=cfg.train.log_period,
-                 results=['model_final.pth'], resume=resume, identity=identity(cfg, info) | dict(precision=str(dtype)), allow_changes=allow_changes,
+                 results=['model_final.pth'], resume=resume, allow_changes=allow_changes,
+                 identity=identity(cfg, info) | dict(precision=str(dtype)),
                  extra_hooks=[*average, *evaluation_hooks(cfg, final, val)], notes=_notes(cfg, changes, info, val),
                  accumulate=cfg.train.accumulate, clip=cfg.optimizer.clip,
                  scaled=dtype == torch.float16 or cfg.train.fp16_compression and world > 1,
