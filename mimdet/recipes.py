@@ -222,7 +222,10 @@ def largest_image(
     data, # the configuration's `data` section, or a `Recipe`
 )->tuple: # height and width in pixels
     "Return the size of the largest image that a training run sees."
-    return (data.square, data.square) if data.square else (max(data.short_edges), data.max_size)
+    if data.square: return data.square, data.square
+    if not data.short_edges or min(data.max_size, *data.short_edges) < 1:
+        raise MimdetError(f'short_edges={list(data.short_edges)} and max_size={data.max_size} must be sides in pixels')
+    return max(data.short_edges), data.max_size
 
 # %% ../nbs/method/10_recipes.ipynb #12-31140216
 def _call(target, **arguments): return dict(_target_=target, **arguments)

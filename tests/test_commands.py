@@ -379,11 +379,26 @@ def test_evaluation_only(call, emoji, tmp_path):
     done = call(mimdet_train, *data, *weights, 'model.backbone.bottom_up.sample_ratio=1.0')
     assert done.returncode == 0 and 'sha256' in done.stdout and '\n1      decoder' in done.stdout, done.stderr
     assert 'needs a data set' in complaint(call(mimdet_train, *weights, 'data.val=', '--eval-only'))
+    assert '\n0.25   decoder' in call(mimdet_train, *data, '--init', tmp_path/'run'/'model_final.pth').stdout
+    released = 'mimdet_tiny_v1_sr0.5_emoji'
+    assert f'mimdet_evaluate {released}' in complaint(call(mimdet_train, *data, '--init', released))
     def swap(coco):
         first, second = coco['categories'][:2]
         first['name'], second['name'] = second['name'], first['name']
     swapped = ['--val', changed(emoji['val'], tmp_path, swap), '--eval-only']
     assert 'order or names differ' in complaint(call(mimdet_train, *swapped, '--output', tmp_path/'run'))
+
+@pytest.mark.parametrize('change, told', [
+    ('model.amp=fp17', "unknown precision 'fp17'"),
+    ('optimizer.lr_factor=0', 'optimizer.lr_factor=0 must be more than 0'),
+    ('optimizer.betas=[2,3]', 'must be two numbers in [0, 1)'),
+    ('data.short_edges=[]', 'must be sides in pixels'),
+    ('data.max_size=0', 'must be sides in pixels'),
+    ('train.seed=99999999999999999999', 'is outside 0 to 2**63'),
+])
+def test_values_that_cannot_be(call, emoji, tmp_path, change, told):
+    options = [*SHORT, change, '--dataset', spec(emoji['train']), '--output', tmp_path/'run']
+    assert told in complaint(call(mimdet_train, *options))
 
 HARMFUL = 'model: {_target_: os.system, command: "touch executed"}\n'
 

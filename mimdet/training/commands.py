@@ -213,7 +213,7 @@ def mimdet_train(
     device:str='',       # cpu, cuda, ...; default: the configuration's, the GPU if there is one
     resume:bool=False,   # continue from the output folder's checkpoint
     allow_changes:bool=False, # continue even if the configuration has changed
-    eval_only:bool=False,# do not train; evaluate --init, or the run in the output folder with its own configuration
+    eval_only:bool=False,# do not train; evaluate --init, or the run in the output folder, with its own configuration
     num_gpus:int=1,      # processes on this machine, one for each GPU
     num_machines:int=1,  # machines; run the command on each
     machine_rank:int=None, # number of this machine, from 0; default: its number among a SLURM job's nodes, or 0
@@ -223,8 +223,10 @@ def mimdet_train(
     from mimdet.training.train import launch_training, training_config
     if eval_only:
         own = Path(init).with_name('config.yaml') if init else Path(output or 'runs/train', 'config.yaml')
-        if own.is_file(): config = str(own)
-        elif init in released(): raise MimdetError(f'--eval-only is for runs: mimdet_evaluate {init} --dataset {val}')
+        no_other = config == 'mimdet_tiny_v1_sr0.5_3x' # the default
+        if init in released() and no_other:
+            raise MimdetError(f'--eval-only is for your runs: mimdet_evaluate {init} --dataset {val}')
+        if own.is_file() and (no_other or output and not init): config = str(own)
     cfg = training_config(config, dataset=dataset, val=val, output=output, epochs=epochs, batch=batch, mae=mae,
                           first=first, init=init, allow_partial=allow_partial, strict=strict, seed=seed, device=device,
                           overrides=overrides)

@@ -24,6 +24,7 @@ def parameter_groups(
     decoder_rate:str='rest', # the decoder learns like the pyramid and heads, as in the paper, or like the 'encoder'
 )->list:                # of dictionaries for a torch optimizer, in a fixed order
     "Return MIMDet's learning-rate groups (paper, section 4)."
+    if not lr_factor > 0: raise MimdetError(f'optimizer.lr_factor={lr_factor} must be more than 0')
     rates = dict(rest=lr*lr_factor, stem=lr, encoder=lr/lr_factor)
     groups = {(part, decay): dict(params=[], lr=rate, weight_decay=decay)
               for part, rate in rates.items() for decay in (weight_decay, 0.)}
@@ -54,10 +55,8 @@ def optimizer_for(
         own = dict.fromkeys(('relative_position_bias_table', 'pos_embed'), dict(weight_decay=0.))
         groups = get_default_optimizer_params(model, base_lr=settings.lr, **decay, overrides=own)
     else: raise MimdetError(f"unknown optimizer.groups={settings.groups!r}; there are 'mimdet', 'benchmarking'")
-    if not settings.lr_factor > 0: raise MimdetError(f'optimizer.lr_factor={settings.lr_factor} must be more than 0')
-    if not all(0 <= beta < 1 for beta in settings.betas):
-        raise MimdetError(f'optimizer.betas={list(settings.betas)} must lie in [0, 1)')
-    if len(settings.betas) != 2: raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers')
+    if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
+        raise MimdetError(f'optimizer.betas={list(settings.betas)} must be two numbers in [0, 1)')
     fused = model.device.type in ('cpu', 'cuda') # one kernel for all parameters
     return torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas), fused=fused)
 

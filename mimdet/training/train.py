@@ -168,7 +168,8 @@ def run_training(
 # seconds (in total, if resumed), iterations, device, dataset, parameters, and, in the first process, weights
 )->dict:
     """Train a detector;
-    writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth."""
+    writes config.yaml, changes.txt, checkpoint.pth, metrics.jsonl, TensorBoard events and model_final.pth.
+    If a finished run goes on, its model_final.pth is kept as before_model_final.pth."""
     started, output, world = time.time(), Path(cfg.train.output_dir), comm.get_world_size()
     device = pick_device(cfg.train.device)
     info = register('train:' + cfg.data.train, *parse_dataset(cfg.data.train), strict=cfg.data.strict, again=True)
@@ -177,6 +178,7 @@ def run_training(
     changes, dtype = changes_of(cfg), precision(cfg.model.amp, device)
     if comm.is_main_process() and changes and not bars_shown(): # changes.txt has them
         print('\n  '.join([f'changed from {cfg.train.recipe}:', *changes]), flush=True)
+    if not 0 <= cfg.train.seed < 2**63: raise MimdetError(f'train.seed={cfg.train.seed} is outside 0 to 2**63')
     torch.manual_seed(cfg.train.seed)
     decided = with_checkpointing(cfg, device, world)
     if comm.is_main_process() and decided != cfg:
