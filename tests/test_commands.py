@@ -202,7 +202,7 @@ def test_a_stem_for_a_file_that_is_there(call, emoji, tmp_path):
     assert done.returncode == 0 and 'of their variance' in done.stdout
     assert (tmp_path/'mae.pth').read_bytes() == before
     assert any(name.startswith('stem.') for name in read_weights(tmp_path/'stem/mae_full.pth'))
-    assert 'must be at least 1 to fit a stem' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
+    assert 'steps=0 must be at least 1' in complaint(fit('--stem-for', tmp_path/'mae.pth', '--stem-steps', 0))
     save_weights(dict(model=dict(x=torch.zeros(1))), tmp_path/'other.pth')
     assert 'a stem needs a full MAE' in complaint(fit('--stem-for', tmp_path/'other.pth'))
 
