@@ -1,4 +1,5 @@
 """Which numbers in a sentence need a source, and what counts as one."""
+import subprocess
 import pytest
 from conftest import ROOT
 
@@ -45,10 +46,21 @@ def test_an_entry_covers_only_what_stands_in_it(tool):
     assert tool._from_ledger([entry], line, second) is None
 
 def test_a_record_must_have_the_number(tool, monkeypatch):
-    line, entry = 'It took 12 minutes.', dict(file='*', text='took 12 minutes', took='quick')
+    line, entry = 'It took 12 minutes.', dict(file='*', text='took 12 minutes', took='quick', of='')
+    monkeypatch.setattr(tool, 'ran_anew', lambda entry: False)
     number, = tool.NUMBER.finditer(line)
     for value, explained in (('12', True), ('11', False)):
         monkeypatch.setattr(tool, 'values', lambda entry: [value])
         assert bool(tool._from_ledger([entry], line, number)) == explained
 
 def test_everything_in_the_project_has_a_source(tool): assert tool.check_numbers() == []
+
+def test_what_a_run_took_is_told_of_the_committed_run(tool):
+    "Where the study was run anew, its minutes and memory are others than README.md's."
+    ledger = [entry for entry in tool.yaml.safe_load((ROOT/'results'/'numbers.yaml').read_text()) if 'took' in entry]
+    assert ledger
+    changed = subprocess.run(['git', 'status', '--porcelain', 'results/runs/quick'], cwd=ROOT, capture_output=True)
+    if changed.stdout: pytest.skip('the study was run anew here')
+    for entry in ledger:
+        assert not tool.ran_anew(entry), f'of: {tool.digest(tool.records_of(entry))} in results/numbers.yaml'
+        assert tool.ran_anew(entry | dict(of='0'*16))

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat, yaml
 from mimdet.base.core import MimdetError
 from mimdet.study.records import read_record, load_records
-from mimdet.study.pages import time_taken
+from mimdet.study.pages import digest, time_taken
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = (r'(?:%|(?:box |mask )?AP\b|points\b|percent\b|min\b|minutes?\b|seconds?\b|m?s\b|hours?\b|days?\b|[KMG]i?B\b|'
@@ -56,12 +56,21 @@ def table_cells(entry):
     found = [row[column].rstrip('%') for row in rows for column in entry.get('columns') or [entry['column']]]
     return [f'{float(number):.1f}' for number in found if number] if 'columns' in entry else found[:1]
 
+def records_of(entry):
+    "The records of the profile that an entry names."
+    return load_records(entry['took'], ROOT/'results'/'runs')
+
+def ran_anew(entry):
+    "Are there other records than those of the run that the text tells of, since the study was run here too?"
+    try: return 'took' in entry and digest(records_of(entry)) != entry['of']
+    except MimdetError: return False # there are none
+
 def values(entry):
     "The numbers that an entry of results/numbers.yaml stands for, as they must be written."
     runs = ROOT/'results'/'runs'
     try:
         if 'table' in entry: return table_cells(entry)
-        if 'took' in entry: found = time_taken(load_records(entry['took'], runs))[entry['key']]
+        if 'took' in entry: found = time_taken(records_of(entry))[entry['key']]
         else:
             record = read_record(runs/f'{entry["record"]}.json')
             found = reduce(getitem, entry['field'], record)*entry.get('times', 1)
@@ -73,7 +82,7 @@ def where(entry):
     if 'why' in entry: return entry['why']
     columns = entry.get('columns') or entry.get('column')
     if 'table' in entry: return f'figures/{entry["table"]}.csv: {entry["row"]}, {columns}'
-    if 'took' in entry: return f'runs of profile {entry["took"]}'
+    if 'took' in entry: return f'runs of profile {entry["took"]}' + ran_anew(entry)*' that are not here'
     return f'results/runs/{entry["record"]}.json: {".".join(map(str, entry["field"]))}'
 
 def sources():
@@ -94,7 +103,7 @@ def _from_ledger(entries, line, number):
     for entry in entries:
         for at in re.finditer(entry.get('pattern') or re.escape(entry['text']), line):
             if not at.start() <= number.start(1) < at.end(): continue
-            if 'why' in entry or number[1] in values(entry): return entry
+            if 'why' in entry or number[1] in values(entry) or ran_anew(entry): return entry
 
 def check_numbers():
     "Return the numbers without a source and the unused entries as messages; print the other numbers."
