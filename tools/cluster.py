@@ -83,7 +83,8 @@ def limits(partition=''):
     names = dict.fromkeys(name.rstrip('*') for name, *_ in rows)
     if partition and partition not in names:
         raise MimdetError(f'no partition {partition!r} on this cluster: there are {", ".join(names)}')
-    ours = [(time, devices) for name, time, devices in rows if name in (partition, f'{partition or name.rstrip("*")}*')]
+    def is_ours(name): return name.rstrip('*') == partition if partition else name.endswith('*')
+    ours = [(allowed, devices) for name, allowed, devices in rows if is_ours(name)]
     gpus = [int(found) for _, devices in ours for found in re.findall(r'\bgpu(?::[^:,(]+)?:(\d+)', devices)]
     return minutes_of(ours[0][0]) if ours else 0, max(gpus, default=0)
 

@@ -8,6 +8,7 @@ __all__ = ['mimdet_models', 'mimdet_doctor', 'mimdet_data', 'mimdet_pretrain', '
 
 # %% ../../nbs/training/09_commands.ipynb #02-bf4a57c7
 import json, sys, warnings
+from inspect import signature
 from pathlib import Path
 from fastcore.script import Param
 from ..base.core import MimdetError, atomic_path, command, released, usable_cores, write_json
@@ -164,20 +165,20 @@ def mimdet_pretrain(
     stem_for:str='',      # do not pre-train: fit a stem to this full MAE file, and write both to the output folder
 ):
     "Pre-train a masked autoencoder on a folder of images, and fit a stem to it."
-    from mimdet.training.pretrain import pretrain
+    from mimdet.training.pretrain import pretrain, run_pretraining
+    own = dict(size=size, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio, decoder_depth=decoder_depth,
+               workers=workers)
     shared = dict(seed=seed, device=device, memory_mb=memory_mb, resume=resume, least=least, bars=False)
     if stem_for:
         stem_steps = min(steps, 1000) if stem_steps is None else stem_steps
-        unused = dict(size=size != 'tiny', batch=batch != 64, lr=lr != 1.5e-3, warmup=warmup != 50,
-                      workers=workers != 0, mask_ratio=mask_ratio != .75, decoder_depth=decoder_depth != 0)
-        if any(unused.values()):
-            told = ', '.join(f'--{name.replace("_", "-")}' for name in unused if unused[name])
+        usual = signature(run_pretraining).parameters
+        unused = [name for name, value in own.items() if value != usual[name].default]
+        if unused:
+            told = ', '.join(f'--{name.replace("_", "-")}' for name in unused)
             raise MimdetError(f'{told} with --stem-for: nothing is pre-trained; see --stem-steps and --stem-batch')
         print(pretrain(images, output, stem_for=stem_for, steps=stem_steps, batch=stem_batch, **shared))
         return
-    print(pretrain(images, output, size=size, steps=steps, batch=batch, lr=lr, warmup=warmup, mask_ratio=mask_ratio,
-                   decoder_depth=decoder_depth, workers=workers, stem_steps=stem_steps, stem_batch=stem_batch,
-                   **shared))
+    print(pretrain(images, output, steps=steps, stem_steps=stem_steps, stem_batch=stem_batch, **own, **shared))
 
 # %% ../../nbs/training/09_commands.ipynb #19-c85cd047
 @command

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Step', 'Trainer', 'Checkpoint', 'Stopwatch', 'MovingAverage', 'Evaluation', 'Writers', 'progress_bars', 'bars_shown',
-           'ProgressBar', 'alone_in', 'fit', 'read_metrics']
+           'ProgressBar', 'check_counts', 'alone_in', 'fit', 'read_metrics']
 
 # %% ../../nbs/training/03_engine.ipynb #176bc63eb8
 import fcntl, json, logging, math, os, re, time
@@ -256,6 +256,11 @@ def _log_file(path):
         handler.close()
 
 # %% ../../nbs/training/03_engine.ipynb #cfe4a874b5
+def check_counts(**counts):
+    "Raise `MimdetError` for a count below 1."
+    for name, count in counts.items():
+        if count < 1: raise MimdetError(f'{name}={count} must be at least 1')
+
 @contextmanager
 def alone_in(
     folder,
@@ -305,9 +310,7 @@ def fit(
 )->float:              # seconds that the run had taken before it was resumed
     """Train `model` in place.
     Raises `MimdetError` if there is a checkpoint and `resume` is off, or if its identity differs."""
-    counts = dict(iterations=iterations, period=period, log_period=log_period, accumulate=accumulate)
-    for name, value in counts.items():
-        if value < 1: raise MimdetError(f'{name}={value} must be at least 1')
+    check_counts(iterations=iterations, period=period, log_period=log_period, accumulate=accumulate)
     output_dir, identity, main = Path(output_dir), identity or {}, comm.is_main_process()
     output_dir.mkdir(parents=True, exist_ok=True)
     state = _last_state(output_dir/'checkpoint.pth', resume, identity, allow_changes)

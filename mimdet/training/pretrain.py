@@ -25,7 +25,7 @@ from ..sampler import put, tensor_to_device, take
 from ..tokens import STRIDE
 from ..stem import ConvStem
 from .crops import Crops, uniform
-from .engine import fit, progress_bars, read_metrics
+from .engine import check_counts, fit, progress_bars, read_metrics
 from .optimizer import lr_schedule
 from ..vit import (MaskedAutoencoder, Reconstruction, embed_patches, mae_names, normalised_patches, patchify,
                         unpatchify)
@@ -175,7 +175,7 @@ def run_pretraining(
                     mask_ratio=mask_ratio, least=least, decoder_depth=decoder_depth, seed=seed)
     if not 0 < mask_ratio < 1: raise MimdetError(f'{mask_ratio=} is outside (0, 1)')
     stem = dict(steps=min(steps, 1000) if stem_steps is None else stem_steps, batch=stem_batch)
-    _check_counts(steps=steps, batch=batch, stem_batch=stem_batch)
+    check_counts(steps=steps, batch=batch, stem_batch=stem_batch)
     if stem['steps'] < 0: raise MimdetError(f'{stem_steps=} cannot be negative; 0 fits no stem')
     if not lr > 0: raise MimdetError(f'{lr=} must be more than 0')
     if min(workers, memory_mb) < 0: raise MimdetError(f'{workers=} and {memory_mb=} cannot be negative')
@@ -204,10 +204,6 @@ def run_pretraining(
                 model=model, stem=fitted, crops=crops, device=device)
 
 # %% ../../nbs/training/05_pretrain.ipynb #f60fc17e14
-def _check_counts(**counts):
-    for name, count in counts.items():
-        if count < 1: raise MimdetError(f'{name}={count} must be at least 1')
-
 def _groups(model, weight_decay):
     "Group parameters: weight decay for matrices, none for biases and norms."
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -334,7 +330,7 @@ def add_stem(
 )->dict:                  # path and SHA-256 of the new file, and `stem_effect` on images of the stream's next step
     """Fit a stem to an autoencoder's patch tokens and write both.
     Raises `MimdetError` for a file of another kind or size."""
-    _check_counts(steps=steps, batch=batch)
+    check_counts(steps=steps, batch=batch)
     weights, path = published_names(read_weights(source)), Path(output)/'mae_full.pth'
     check_finite(weights, source)
     found = describe(weights)

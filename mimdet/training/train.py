@@ -378,7 +378,9 @@ def train_on(
     try:
         if nodes > 1: _launch_on_nodes(cfg, num_gpus//nodes, nodes, resume)
         else: _launch((OmegaConf.to_container(cfg), resume, False, False), num_gpus)
-    except MimdetError as e: raise MimdetError(f'time is up: {e}' if time.time() > stop else str(e)) from None
+    except MimdetError as e:
+        if time.time() <= stop: raise
+        raise MimdetError(f'time is up: {e}') from None
     return run_training(cfg, resume=True) # all steps are done: this only gathers the result
 
 def _launch_on_nodes(cfg, num_gpus, nodes, resume):
