@@ -234,7 +234,7 @@ def ap_by_size(records):
         axes[0, 0].set(ylabel='box AP', ylim=(0, max(1, axes[0, 0].get_ylim()[1])))
         axes[1, 0].set_ylabel('box AP, change from 100%')
         legend(fig, max(axes[0], key=lambda ax: len(ax.lines)))
-        sign_figure(fig, records, f'Ring: the training ratio. {_BANDS} Lower row: over training runs only.')
+        sign_figure(fig, records, f'Ring: the training ratio. {_BANDS}\nLower row: over training runs only.')
     return fig
 
 # %% ../../nbs/study/10_figures.ipynb #30f0e5a001
